@@ -1,0 +1,98 @@
+"""Every error that dicomai raises on purpose.
+
+::
+
+    DicomaiError
+    ├── ConfigurationError      the call or the configuration is wrong (exit status 2)
+    ├── InputError              the images cannot be used as they are; no retry helps
+    │   ├── GeometryError       missing, duplicate or uneven slices, tilt, mixed sizes
+    │   ├── NotAcceptedError    not what the bundle was made for
+    │   ├── UnreadableError     pixels or attributes that cannot be decoded
+    │   └── IdentityError       doubt about whose images these are: a person decides
+    ├── BundleError             a model's folder or weights are wrong
+    ├── InferenceError          the network did not run, or its answer is not usable
+    ├── StoreError              the disk or the index failed; the sender should try again
+    │   └── StorageFullError    no room
+    ├── WorklistError           a step that the state of a workitem does not allow
+    │   └── StaleAttemptError   another worker has taken the item over
+    └── DeliveryError           the destination did not take an object
+        ├── UnreachableError    no connection, or it broke: try again
+        └── RejectedError       the destination said no for good
+
+An error says whether a retry can help (`retryable`); its text is one sentence that names the thing, the value
+and what to do, without a patient's name or birth date in it.
+"""
+
+from typing import ClassVar
+
+
+class DicomaiError(Exception):
+    """The root: catch it where a sentence for a person is to be shown."""
+
+    retryable: ClassVar[bool] = False
+
+
+class ConfigurationError(DicomaiError):
+    """The call or the configuration is wrong."""
+
+
+class InputError(DicomaiError):
+    """The images cannot be used as they are."""
+
+
+class GeometryError(InputError):
+    """The slices do not make a volume."""
+
+
+class NotAcceptedError(InputError):
+    """The images are not what the bundle was made for."""
+
+
+class UnreadableError(InputError):
+    """Pixels or attributes cannot be decoded."""
+
+
+class IdentityError(InputError):
+    """It is in doubt whose images these are; a person has to decide."""
+
+
+class BundleError(DicomaiError):
+    """A model's folder, configuration or weights are wrong."""
+
+
+class InferenceError(DicomaiError):
+    """The network did not run, or what it gave cannot be a result."""
+
+    retryable = True
+
+
+class StoreError(DicomaiError):
+    """The disk or the index failed."""
+
+    retryable = True
+
+
+class StorageFullError(StoreError):
+    """There is no room for another instance."""
+
+
+class WorklistError(DicomaiError):
+    """The state of a workitem does not allow this step."""
+
+
+class StaleAttemptError(WorklistError):
+    """Another worker has taken the item over; this attempt may change nothing."""
+
+
+class DeliveryError(DicomaiError):
+    """The destination did not take an object."""
+
+
+class UnreachableError(DeliveryError):
+    """No connection, or it broke in the middle."""
+
+    retryable = True
+
+
+class RejectedError(DeliveryError):
+    """The destination answered that it will not have the object."""

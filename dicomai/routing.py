@@ -1,0 +1,108 @@
+"""Route; and which routes a stack of images takes, or why not."""
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+
+from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
+
+DEFAULT_EXCLUDE = {"ImageType": "LOCALIZER|DERIVED|SECONDARY"}
+
+
+class Level(StrEnum):
+    """What one workitem of a route is made of."""
+
+    SERIES = "series"  # every stack that matches, on its own
+    STUDY = "study"  # all stacks of the study that match, together, once the whole study is complete
+
+
+class OutsideValidated(StrEnum):
+    """What to do with images that the bundle accepts but was not validated for."""
+
+    REFUSE = "refuse"  # do not run
+    REPORT = "report"  # run, and say so in the SR
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What to run on which images, and where the results go."""
+
+    name: str
+    model: str
+    match: dict[str, str]
+    exclude: dict[str, str]
+    level: Level
+    outside_validated: OutsideValidated
+    outputs: tuple[str, ...]
+    destinations: tuple[str, ...]
+    quiet_period: float
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Whether a route takes a stack, and in a sentence why not."""
+
+    route: Route
+    matches: bool
+    why_not: str = ""
+
+
+@cache
+def _compile(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern, re.IGNORECASE | re.DOTALL)
+
+
+def values(ds: Dataset, keyword: str) -> tuple[str, ...]:
+    """Give every value of an attribute as text; none where it is missing or empty."""
+    value = ds.get(keyword)
+    if value is None or value == "":
+        return ()
+    items = value if isinstance(value, MultiValue | list | tuple) else [value]
+    return tuple(str(item).strip() for item in items)
+
+
+def matches(ds: Dataset, keyword: str, pattern: str) -> bool:
+    """Tell whether any value of an attribute matches a pattern whole, in any case; a missing one never does."""
+    compiled = _compile(pattern)
+    return any(compiled.fullmatch(value) for value in values(ds, keyword))
+
+
+def decide(ds: Dataset, route: Route) -> Decision:
+    """Hold one stack's attributes against one route.
+
+    Patient's attributes may be matched on, but their values are never quoted in the sentence.
+    """
+    for keyword, pattern in route.match.items():
+        if not matches(ds, keyword, pattern):
+            return Decision(route, matches=False, why_not=f"{_quote(ds, keyword)}, not '{pattern}'")
+    for keyword, pattern in route.exclude.items():
+        if matches(ds, keyword, pattern):
+            return Decision(route, matches=False, why_not=f"{_quote(ds, keyword)}, excluded by '{pattern}'")
+    return Decision(route, matches=True)
+
+
+def match(ds: Dataset, routes: tuple[Route, ...]) -> tuple[Decision, ...]:
+    """Hold one stack's attributes against every route: what to run, and why not."""
+    return tuple(decide(ds, route) for route in routes)
+
+
+# Attributes whose values may stand in a log: they describe the images, not the person.
+_SPEAKABLE = frozenset(
+    {
+        "Modality", "SeriesDescription", "StudyDescription", "ProtocolName", "ImageType", "BodyPartExamined",
+        "Manufacturer", "ManufacturerModelName", "SOPClassUID", "SeriesNumber", "SliceThickness", "EchoTime",
+        "RepetitionTime", "InversionTime", "ScanningSequence", "SequenceVariant", "ConvolutionKernel",
+        "AcquisitionContrast", "MagneticFieldStrength", "ContrastBolusAgent", "ViewPosition", "Rows", "Columns",
+    }
+)  # fmt: skip
+
+
+def _quote(ds: Dataset, keyword: str) -> str:
+    found = values(ds, keyword)
+    if not found:
+        return f"{keyword} is missing"
+    if keyword not in _SPEAKABLE:
+        return f"{keyword} is another"
+    return f"{keyword} is '{chr(92).join(found)}'"
