@@ -1,0 +1,373 @@
+"""Bundle: a MONAI bundle with what `dicomai.toml` beside it adds. Imports no torch.
+
+`models/NAME/configs/{metadata.json,inference.json}` are as MONAI's bundle specification says;
+`models/NAME/dicomai.toml` says what the bundle accepts, what its segments are in codes, what is measured, and where
+the weights come from.
+"""
+
+import hashlib
+import json
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydicom.dataset import Dataset
+from pydicom.sr.coding import Code
+
+from dicomai.accepts import Input
+from dicomai.errors import BundleError
+from dicomai.findings import Segment
+
+VOLUME = Code("118565006", "SCT", "Volume")
+
+_CM3_PER_MM3 = {"cm3": 1e-3, "mm3": 1.0}  # CID 7462, as far as it is of use for organs
+
+
+def _dicom_text(value: str) -> str:
+    """Check a text that goes into results as LO: they bear the patient's character set, and ASCII fits into any."""
+    if not (1 <= len(value) <= 64 and value.isascii() and value.isprintable() and "\\" not in value):
+        raise ValueError(f"'{value}' is no text of 1 to 64 printable ASCII characters without a backslash")
+    return value
+
+
+def _code(value: Code) -> Code:
+    if not (value.value.strip() and value.scheme_designator.strip() and value.meaning.strip()):
+        raise ValueError("a code is [value, scheme designator, meaning], none of them empty")
+    _dicom_text(value.meaning)
+    return value
+
+
+def _file_name(value: str) -> str:
+    if not value or Path(value).name != value or value.startswith("."):
+        raise ValueError(f"'{value}' is no plain file name, such as 'model.pt'")
+    return value
+
+
+DicomText = Annotated[str, AfterValidator(_dicom_text)]
+CodedConcept = Annotated[Code, AfterValidator(_code)]
+FileName = Annotated[str, AfterValidator(_file_name)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Byte = Annotated[int, Field(ge=0, le=255)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Algorithm(_Part):
+    """`[algorithm]`: what made a result (PS3.3 10.16 Algorithm Identification Macro).
+
+    Attributes:
+        name: Algorithm Name (0066,0036).
+        family: Algorithm Family Code Sequence (CID 7162), such as (123110, DCM, Artificial Intelligence).
+        manufacturer: who made it, for Contributing Equipment (0018,A001).
+        description: what it does, in a sentence or two.
+        reference: the publication.
+        license: of the weights, as an SPDX identifier.
+        version: Algorithm Version (0066,0031): the `version` of metadata.json, not a key of `dicomai.toml`.
+    """
+
+    name: DicomText
+    family: CodedConcept
+    manufacturer: DicomText
+    description: str
+    reference: str = ""
+    license: str
+    version: DicomText
+
+
+class Wanted(_Part):
+    """`[[measurement]]`: what is measured of every segment that has a voxel.
+
+    Attributes:
+        name: (118565006, SCT, Volume): voxels times the volume of a voxel.
+        unit: (cm3, UCUM, cubic centimeter) or mm3 (CID 7462).
+        method: such as (126030, DCM, Sum of segmented voxel method for volume), for the SR.
+    """
+
+    name: CodedConcept
+    unit: CodedConcept
+    method: CodedConcept | None = None
+
+    @model_validator(mode="after")
+    def _measurable(self) -> Self:
+        if self.name != VOLUME:
+            raise ValueError(f"'{self.name.meaning}' cannot be measured; what can is [118565006, SCT, Volume]")
+        if self.unit.scheme_designator != "UCUM" or self.unit.value not in _CM3_PER_MM3:
+            raise ValueError(f"the unit of a volume is cm3 or mm3 of UCUM, not '{self.unit.value}'")
+        return self
+
+    @property
+    def per_mm3(self) -> float:
+        """How many of the unit one cubic millimetre is."""
+        return _CM3_PER_MM3[self.unit.value]
+
+
+class WeightsFile(_Part):
+    """`[[weights.file]]`: one file of weights.
+
+    Attributes:
+        name: what `inference.json` calls it, below `weights_dir`.
+        sha256: of its bytes, in hexadecimal.
+        member: where it lies in the wheel.
+    """
+
+    name: FileName
+    sha256: Sha256
+    member: str = ""
+
+
+class Weights(_Part):
+    """`[weights]`: the files of weights, and the PyPI wheel that holds them.
+
+    Attributes:
+        file: the files; none for a network without parameters.
+        wheel: `name==version` on PyPI; empty where the files lie in the bundle's `models` folder or are brought in
+            from a folder.
+        wheel_sha256: of the wheel's bytes.
+    """
+
+    file: tuple[WeightsFile, ...] = ()
+    wheel: Annotated[str, Field(pattern=r"^([A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+)?$")] = ""
+    wheel_sha256: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if bool(self.wheel) != bool(self.wheel_sha256):
+            raise ValueError("wheel and wheel_sha256 stand together, or neither does")
+        names = [file.name for file in self.file]
+        if len(set(names)) < len(names):
+            raise ValueError("two files of weights bear the same name")
+        if self.wheel and not all(file.member for file in self.file):
+            raise ValueError("every file that comes from a wheel names its member there")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """Sha256 (hexadecimal) over the files' names and sha256s: changes when any of the weights does."""
+        lines = sorted(f"{file.sha256}  {file.name}\n" for file in self.file)
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+class _Segment(_Part):
+    """`[[segment]]`: as `findings.Segment`, with the layer (from 1) in which it lies."""
+
+    layer: Annotated[int, Field(ge=1)] = 1
+    number: Annotated[int, Field(ge=1, le=65535)]
+    label: DicomText
+    category: CodedConcept
+    type: CodedConcept
+    finding_site: CodedConcept
+    color: tuple[Byte, Byte, Byte]
+
+    def noun(self) -> Segment:
+        return Segment(self.number, self.label, self.category, self.type, self.finding_site, self.color)
+
+
+class _File(_Part):
+    """`dicomai.toml` as a whole, with the version of metadata.json put in."""
+
+    empty: Literal["failure", "negative"]
+    algorithm: Algorithm
+    input: Annotated[tuple[Input, ...], Field(min_length=1)]
+    segment: Annotated[tuple[_Segment, ...], Field(min_length=1)]
+    measurement: tuple[Wanted, ...] = ()
+    weights: Weights = Field(default_factory=Weights)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        roles = [one.role for one in self.input]
+        if len(set(roles)) < len(roles):
+            raise ValueError("two entries of [[input]] bear the same role")
+        places = [(one.layer, one.number) for one in self.segment]
+        if len(set(places)) < len(places):
+            raise ValueError("two entries of [[segment]] bear the same number in the same layer")
+        layers = {one.layer for one in self.segment}
+        if layers != set(range(1, len(layers) + 1)):
+            raise ValueError(f"layers count from 1 without a gap, not {sorted(layers)}")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A model that can be run: what it takes, what it gives, and what it is.
+
+    Attributes:
+        name: its folder's name, which routes name as `model`.
+        version: `version` of metadata.json.
+        path: its folder.
+        digest: sha256 (hexadecimal) over the configs and dicomai.toml, in which the weights' sha256s stand: changes when
+            the model does.
+        algorithm: what results say that made them.
+        inputs: one per role; label maps lie on the grid of the first.
+        layers: the segments of each label map; segments within a layer do not overlap.
+        measurements: what is measured of every segment.
+        empty: whether a result without any voxel is a failure or a finding ('it is not there').
+        weights: the files of weights and their source.
+    """
+
+    name: str
+    version: str
+    path: Path
+    digest: str
+    algorithm: Algorithm
+    inputs: tuple[Input, ...]
+    layers: tuple[tuple[Segment, ...], ...]
+    measurements: tuple[Wanted, ...]
+    empty: Literal["failure", "negative"]
+    weights: Weights
+
+    def input(self, role: str | None = None) -> Input:
+        """Find what the bundle says of a role; of the first where none is given.
+
+        Raises:
+            BundleError: it has no such role.
+        """
+        for one in self.inputs:
+            if role in (None, one.role):
+                return one
+        roles = ", ".join(one.role for one in self.inputs)
+        raise BundleError(f"{self.name} has no input '{role}'; its [[input]] roles are: {roles}.")
+
+    def accept(self, header: Dataset, role: str | None = None) -> None:
+        """Hold a stack's attributes against the bundle's hard limits, which no setting lifts.
+
+        Args:
+            header: the attributes of an instance of the stack.
+            role: which input it is to be; the first where none is given.
+
+        Raises:
+            NotAcceptedError: the modality is another than the bundle takes.
+        """
+        self.input(role).accept(header, self.name)
+
+    def outside_validated(self, header: Dataset, role: str | None = None, frame: int = 1) -> str | None:
+        """Say in a sentence why images are outside of what the bundle was validated for; None where they are inside.
+
+        Args:
+            header: the attributes of an instance of the stack.
+            role: which input it is to be; the first where none is given.
+            frame: number, from 1, of a frame of the stack, whose functional groups count in an enhanced multi-frame
+                instance (PS3.3 C.7.6.16).
+        """
+        return self.input(role).outside_validated(header, self.name, frame)
+
+
+def load(path: Path) -> Bundle:
+    """Read and check a bundle's folder; the weights are not looked at.
+
+    Raises:
+        BundleError: a file is missing or unreadable, or a value is wrong; one sentence, all errors.
+    """
+    metadata = _json(path / "configs" / "metadata.json")
+    _json(path / "configs" / "inference.json")
+    version = metadata.get("version")
+    if not isinstance(version, str):
+        raise BundleError(f"{path / 'configs' / 'metadata.json'} has no 'version': give it one, such as \"1.0.0\".")
+    toml = path / "dicomai.toml"
+    try:
+        table = tomllib.loads(_read(toml).decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BundleError(f"{toml} is no TOML: {error}.") from error
+    if isinstance(table.get("algorithm"), dict):
+        if "version" in table["algorithm"]:
+            raise BundleError(f"{toml}: algorithm.version: the version stands in configs/metadata.json, not here.")
+        table["algorithm"]["version"] = version
+    try:
+        file = _File.model_validate(table)
+    except ValidationError as error:
+        raise BundleError(f"{toml}: {'; '.join(map(_explain, error.errors()))}.") from error
+    count = max(one.layer for one in file.segment)
+    return Bundle(
+        name=path.resolve().name,
+        version=version,
+        path=path,
+        digest=_digest(path),
+        algorithm=file.algorithm,
+        inputs=file.input,
+        layers=tuple(tuple(s.noun() for s in file.segment if s.layer == n + 1) for n in range(count)),
+        measurements=file.measurement,
+        empty=file.empty,
+        weights=file.weights,
+    )
+
+
+def names(folder: Path) -> tuple[str, ...]:
+    """Name the bundles of a folder, sound or not: every folder in it that has a `dicomai.toml` or a `configs`.
+
+    Raises:
+        BundleError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise BundleError(
+            f"The folder of models {folder} does not exist: set node.models to the folder that holds them."
+        )
+    return tuple(sorted(p.name for p in folder.iterdir() if (p / "dicomai.toml").is_file() or (p / "configs").is_dir()))
+
+
+def find(name: str, folder: Path) -> Bundle:
+    """Load a bundle by name.
+
+    Raises:
+        BundleError: there is none of that name, or it is not sound.
+    """
+    known = names(folder)
+    if name not in known:
+        raise BundleError(f"There is no model '{name}' in {folder}; there are: {', '.join(known) or 'none'}.")
+    return load(folder / name)
+
+
+def available(folder: Path) -> tuple[Bundle, ...]:
+    """Load every bundle of a folder, ordered by name.
+
+    Raises:
+        BundleError: one of them is not sound.
+    """
+    return tuple(load(folder / name) for name in names(folder))
+
+
+def packaged() -> Path:
+    """Say where the models lie that come with dicomai: in the installed package, else at the checkout's root."""
+    package = Path(__file__).parent
+    inside = package / "models"
+    return inside if inside.is_dir() else package.parent / "models"
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BundleError(
+            f"The model's file {path} cannot be read ({error.strerror}): a model is a folder with"
+            " configs/metadata.json, configs/inference.json and dicomai.toml."
+        ) from error
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(_read(path))
+    except ValueError as error:
+        raise BundleError(f"{path} is no JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise BundleError(f"{path} holds no JSON object at its top.")
+    return content
+
+
+def _digest(path: Path) -> str:
+    total = hashlib.sha256()
+    files = [p for p in sorted((path / "configs").rglob("*")) if p.is_file()]
+    for file in [*files, path / "dicomai.toml"]:
+        content = _read(file)
+        total.update(f"{file.relative_to(path).as_posix()}\0{len(content)}\0".encode())
+        total.update(content)
+    return total.hexdigest()
+
+
+def _explain(error: Any) -> str:
+    place = ".".join(str(part) for part in error["loc"])
+    text = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        text = "there is no such key"
+    return f"{place}: {text}" if place else text

@@ -1,0 +1,258 @@
+"""The command line: parses arguments and calls; nothing else."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from dicomai import __version__, config
+from dicomai.config import Settings
+from dicomai.errors import ConfigurationError, DicomaiError
+
+Command = Callable[[argparse.Namespace, Settings], int]
+
+# What a command imports, it imports when it is called: `dicomai --help` and the receiver stay quick.
+# ruff: noqa: PLC0415
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Returns:
+        0 done, 1 the work failed, 2 the call or the configuration is wrong.
+    """
+    namespace = parser().parse_args(arguments)
+    command: Command = namespace.command
+    try:
+        return command(namespace, config.load(namespace.config))
+    except ConfigurationError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    except DicomaiError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """Make the parser; the documentation is tested against it."""
+    root = argparse.ArgumentParser(prog="dicomai", description="An AI node for a hospital's PACS.")
+    root.add_argument("--version", action="version", version=f"dicomai {__version__}")
+    commands = root.add_subparsers(metavar="COMMAND", required=True)
+
+    serve = _add(commands, "serve", _serve, "run the node", "dicomai serve --config /etc/dicomai/dicomai.toml")
+    serve.add_argument("--only", metavar="ROLES", help="receiver,planner,worker,delivery: only these, comma-separated")
+
+    demo = _add(commands, "demo", _demo, "send a real study through a node, and show what comes back", "dicomai demo")
+    demo.add_argument("--out", type=Path, default=Path("demo-output"), help="where results go (default: ./demo-output)")
+
+    run = _add(
+        commands,
+        "run",
+        _run,
+        "analyse a study in a folder, without a network",
+        "dicomai run STUDY --out RESULTS",
+        json=True,
+    )
+    run.add_argument("study", type=Path, metavar="STUDY_DIR")
+    run.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the results go")
+    run.add_argument("--model", metavar="NAME", help="run this model; without it the routes decide")
+    run.add_argument(
+        "--outside-validated", action="store_true", help="run on images it was not validated for; the SR says so"
+    )
+
+    send = _add(
+        commands, "send", _send, "send DICOM files to an AE", "dicomai send STUDY DICOMAI@127.0.0.1:11112", json=True
+    )
+    send.add_argument("files", type=Path, nargs="+", metavar="FILES", help="files, or folders of files")
+    send.add_argument("destination", metavar="DEST", help="a [[destination]]'s name, or AE@host:port")
+
+    echo = _add(commands, "echo", _echo, "verify an AE by C-ECHO", "dicomai echo pacs", json=True)
+    echo.add_argument("destination", metavar="DEST", help="a [[destination]]'s name, or AE@host:port")
+
+    _add_worklist(commands)
+    _add_models(commands)
+
+    routes = _group(commands, "routes", "what runs on which images")
+    explain = _add(
+        routes, "explain", _explain, "say which routes take the images in a folder, and why not", "dicomai routes explain STUDY",
+        json=True,
+    )  # fmt: skip
+    explain.add_argument("study", type=Path, metavar="STUDY_DIR")
+
+    settings = _group(commands, "config", "the configuration")
+    _add(
+        settings,
+        "check",
+        _config_check,
+        "check the configuration",
+        "dicomai config check --config dicomai.toml",
+        json=True,
+    )
+    database = _group(commands, "db", "the worklist's database")
+    _add(database, "upgrade", _db_upgrade, "bring the schema to this version", "dicomai db upgrade")
+    _add(commands, "doctor", _doctor, "look the node over, and say what to mend", "dicomai doctor", json=True)
+    return root
+
+
+def _add_worklist(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    worklist = _group(commands, "worklist", "the work: list, show, retry, cancel, release")
+    _add(worklist, "list", _worklist_list, "list the work", "dicomai worklist list", json=True)
+    show = _add(worklist, "show", _worklist_show, "show one workitem", "dicomai worklist show 12", json=True)
+    show.add_argument("id", type=int, metavar="ID")
+    for verb, what in (
+        ("retry", "make a new item in place of one that has ended"),
+        ("cancel", "end an item"),
+        ("release", "let an item go on that is held because an image came again with other pixels"),
+    ):
+        change = _add(worklist, verb, _worklist_change, what, f"dicomai worklist {verb} 12")
+        change.add_argument("id", type=int, metavar="ID")
+        change.set_defaults(verb=verb)
+
+
+def _add_models(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    models = _group(commands, "models", "the models and their weights")
+    _add(models, "list", _models_list, "list the models", "dicomai models list", json=True)
+    pull = _add(models, "pull", _models_pull, "get a model's weights", "dicomai models pull brain_extraction")
+    pull.add_argument("name", metavar="NAME")
+    pull.add_argument(
+        "--from", dest="source", type=Path, metavar="DIR", help="a folder that holds them, without internet"
+    )
+    check = _add(
+        models, "check", _models_check, "look a bundle's folder over", "dicomai models check models/NAME", json=True
+    )
+    check.add_argument("path", type=Path, metavar="PATH")
+
+
+def _group(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, what: str
+) -> "argparse._SubParsersAction[argparse.ArgumentParser]":
+    group = commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
+    return group.add_subparsers(metavar="COMMAND", required=True)
+
+
+def _add(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    command: Command,
+    what: str,
+    example: str,
+    *,
+    json: bool = False,
+) -> argparse.ArgumentParser:
+    one = commands.add_parser(
+        name, help=what, description=f"{what[0].upper()}{what[1:]}.", epilog=f"Example: {example}"
+    )
+    one.add_argument("--config", type=Path, metavar="FILE", help="the configuration (TOML)")
+    if json:
+        one.add_argument("--json", action="store_true", help="print JSON")
+    one.set_defaults(command=command)
+    return one
+
+
+def _serve(arguments: argparse.Namespace, settings: Settings) -> int:
+    from dicomai import log, node
+
+    log.configure(settings.node.log, role="node")
+    try:
+        roles = [node.Role(name) for name in arguments.only.split(",")] if arguments.only else node.STOPPING_ORDER
+    except ValueError as error:
+        known = ", ".join(role.value for role in node.Role)
+        raise ConfigurationError(f"--only {arguments.only}: {error}; the roles are {known}.") from error
+    return node.serve(settings, roles)
+
+
+def _demo(arguments: argparse.Namespace, settings: Settings) -> int:
+    from dicomai import demo
+
+    return demo.run(settings, arguments.out)
+
+
+def _run(arguments: argparse.Namespace, settings: Settings) -> int:
+    from dicomai.commands import run
+
+    return run.run(
+        settings,
+        arguments.study,
+        arguments.out,
+        arguments.model,
+        outside_validated=arguments.outside_validated,
+        as_json=arguments.json,
+    )
+
+
+def _send(arguments: argparse.Namespace, settings: Settings) -> int:
+    from dicomai.commands import wire
+
+    return wire.send(settings, arguments.files, arguments.destination, as_json=arguments.json)
+
+
+def _echo(arguments: argparse.Namespace, settings: Settings) -> int:
+    from dicomai.commands import wire
+
+    return wire.echo(settings, arguments.destination, as_json=arguments.json)
+
+
+def _worklist_list(arguments: argparse.Namespace, settings: Settings) -> int:
+    from dicomai.commands import worklist
+
+    return worklist.show_all(settings, as_json=arguments.json)
+
+
+def _worklist_show(arguments: argparse.Namespace, settings: Settings) -> int:
+    from dicomai.commands import worklist
+
+    return worklist.show(settings, arguments.id, as_json=arguments.json)
+
+
+def _worklist_change(arguments: argparse.Namespace, settings: Settings) -> int:
+    from dicomai.commands import worklist
+
+    return worklist.change(settings, arguments.verb, arguments.id)
+
+
+def _models_list(arguments: argparse.Namespace, settings: Settings) -> int:
+    from dicomai.commands import models
+
+    return models.show_all(settings, as_json=arguments.json)
+
+
+def _models_pull(arguments: argparse.Namespace, settings: Settings) -> int:
+    from dicomai.commands import models
+
+    return models.pull(settings, arguments.name, arguments.source)
+
+
+def _models_check(arguments: argparse.Namespace, settings: Settings) -> int:
+    from dicomai.commands import models
+
+    return models.check(settings, arguments.path, as_json=arguments.json)
+
+
+def _explain(arguments: argparse.Namespace, settings: Settings) -> int:
+    from dicomai.commands import routes
+
+    return routes.explain(settings, arguments.study, as_json=arguments.json)
+
+
+def _config_check(arguments: argparse.Namespace, settings: Settings) -> int:
+    from dicomai.commands import check
+
+    return check.config_check(settings, arguments.config, as_json=arguments.json)
+
+
+def _db_upgrade(_: argparse.Namespace, settings: Settings) -> int:
+    from dicomai.commands import check
+
+    return check.db_upgrade(settings)
+
+
+def _doctor(arguments: argparse.Namespace, settings: Settings) -> int:
+    from dicomai.commands import check
+
+    return check.doctor(settings, arguments.config, as_json=arguments.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""`dicomai echo` and `dicomai send`."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from dicomai.commands.output import console, print_json
+from dicomai.config import DicomDestination, Settings
+from dicomai.destinations import SentFile, send_files
+from dicomai.destinations import echo as c_echo
+from dicomai.errors import ConfigurationError
+
+
+def destination(settings: Settings, text: str) -> DicomDestination:
+    """Find the AE to talk to: the name of a destination in the configuration, or `AE@host:port`.
+
+    Raises:
+        ConfigurationError: it is neither.
+    """
+    found = re.fullmatch(r"([^@]+)@([^@:]+):(\d+)", text)
+    if found:
+        try:
+            return DicomDestination(type="dicom", name=text, ae_title=found[1], host=found[2], port=int(found[3]))
+        except ValueError as error:
+            raise ConfigurationError(f"'{text}' is no AE@host:port; an example is PACS@10.1.2.3:104.") from error
+    entry = settings.destination_named(text)
+    if not isinstance(entry, DicomDestination):
+        raise ConfigurationError(f"Destination '{text}' is of type {entry.type}; only one of type dicom can be asked.")
+    return entry
+
+
+def echo(settings: Settings, name: str, *, as_json: bool) -> int:
+    """Verify a destination by C-ECHO."""
+    entry = destination(settings, name)
+    seconds = c_echo(entry, calling_ae=settings.node.ae_title, timeout=settings.delivery.timeout)
+    if as_json:
+        print_json({"destination": entry.name, "seconds": round(seconds, 4)})
+    else:
+        console().print(
+            f"{entry.ae_title} at {entry.host} port {entry.port} answered {settings.node.ae_title} "
+            f"in {1000 * seconds:.0f} ms."
+        )
+    return 0
+
+
+def send(settings: Settings, files: Sequence[Path], name: str, *, as_json: bool) -> int:
+    """Send DICOM files as they are."""
+    entry = destination(settings, name)
+    missing = next((path for path in files if not path.exists()), None)
+    if missing is not None:
+        raise ConfigurationError(f"{missing} does not exist.")
+    columns = (TextColumn("sending"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=as_json) as bar:
+        task = bar.add_task("", total=None)
+
+        def note(_: SentFile, done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        sent = send_files(
+            files, entry, calling_ae=settings.node.ae_title, timeout=settings.delivery.timeout, progress=note
+        )
+    if as_json:
+        print_json(
+            [{"file": str(s.path), "accepted": s.is_accepted, "status": s.status, "comment": s.text} for s in sent]
+        )
+    else:
+        for one in sent:
+            if not one.is_accepted or one.text:
+                console().print(f"{one.path}: {one.text}")
+        console().print(f"{sum(s.is_accepted for s in sent)} of {len(sent)} files accepted by {entry.name}.")
+    return 0 if sent and all(s.is_accepted for s in sent) else 1

@@ -1,0 +1,163 @@
+"""One database: SQLite (WAL, synchronous=FULL) or PostgreSQL; transactions, its clock, its migrations."""
+
+import contextlib
+import socket
+import threading
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.orm import Session
+
+from dicomai.database.tables import Installation
+from dicomai.errors import ConfigurationError, StoreError
+
+_MIGRATION_LOCK = 0xD1C0  # PostgreSQL advisory lock; any number that nobody else in this database uses
+
+
+class Database:
+    """An engine and its transactions. Each process makes its own; none is carried over a fork or a spawn."""
+
+    def __init__(self, url: str) -> None:
+        """Make an engine; connects at the first use.
+
+        Raises:
+            ConfigurationError: the URL is not one of SQLite or PostgreSQL.
+        """
+        try:
+            parsed = sa.make_url(url)
+            if parsed.drivername not in {"sqlite", "postgresql+psycopg"}:
+                raise ConfigurationError(
+                    f"node.worklist names the database '{parsed.drivername}'; use sqlite:////path or "
+                    "postgresql+psycopg://user@host/name."
+                )
+            self._sqlite = parsed.drivername == "sqlite"
+            options: dict[str, Any] = {"connect_args": {"timeout": 60}} if self._sqlite else {"pool_pre_ping": True}
+            self._engine = sa.create_engine(parsed, pool_size=8, max_overflow=64, **options)
+        except (ArgumentError, NoSuchModuleError) as error:
+            raise ConfigurationError(f"node.worklist is no database URL: {error}.") from error
+        self.url = url
+        # SQLite has one writer at a time; queueing here is fairer than its busy handler's sleeps.
+        self._turn: contextlib.AbstractContextManager[Any] = (
+            threading.Lock() if self._sqlite else contextlib.nullcontext()
+        )
+        if self._sqlite:
+            sa.event.listen(self._engine, "connect", _prepare_sqlite)
+            sa.event.listen(self._engine, "begin", _begin_sqlite)
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[Session]:
+        """Run one transaction that may write; commits at the end, rolls back on an error.
+
+        Raises:
+            StoreError: the database did not answer or did not commit.
+        """
+        with self._turn, _translated(), Session(self._engine, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Session]:
+        """Run one transaction that only reads.
+
+        Raises:
+            StoreError: the database did not answer.
+        """
+        engine = self._engine.execution_options(dicomai_read_only=True)
+        with _translated(), Session(engine, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    def now(self, session: Session) -> datetime:
+        """Ask the database's clock, by which leases and due times go (SQLite shares the host's)."""
+        if self._sqlite:
+            return datetime.now(UTC)
+        moment: datetime = session.execute(sa.select(sa.func.clock_timestamp())).scalar_one()
+        return moment.astimezone(UTC)
+
+    def installation(self) -> str:
+        """The node's own UUID, made with the database."""
+        with self.read() as session:
+            return session.execute(sa.select(Installation.uuid)).scalar_one()
+
+    def migrate(self) -> None:
+        """Bring the schema to this version; call it before any role starts. Runs twice without harm.
+
+        Raises:
+            StoreError: the database does not answer, or was written by a newer dicomai.
+        """
+        with _translated(), self._engine.connect() as connection:
+            if self._sqlite:
+                connection.exec_driver_sql("COMMIT")
+                connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+                connection.exec_driver_sql("BEGIN EXCLUSIVE")
+            else:
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
+            self._refuse_newer(connection)
+            config = _alembic_config()
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+            if connection.execute(sa.select(sa.func.count()).select_from(Installation)).scalar_one() == 0:
+                connection.execute(sa.insert(Installation).values(id=1, uuid=str(uuid.uuid4())))
+            connection.commit()
+
+    def is_current(self) -> bool:
+        """Tell whether the schema is this version's."""
+        with _translated(), self._engine.connect() as connection:
+            current = MigrationContext.configure(connection).get_current_revision()
+        return current == ScriptDirectory.from_config(_alembic_config()).get_current_head()
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._engine.dispose()
+
+    def _refuse_newer(self, connection: sa.Connection) -> None:
+        current = MigrationContext.configure(connection).get_current_revision()
+        known = {script.revision for script in ScriptDirectory.from_config(_alembic_config()).walk_revisions()}
+        if current is not None and current not in known:
+            raise StoreError(
+                f"The worklist database is at schema '{current}', which a newer dicomai wrote; run that version."
+            )
+
+
+def owner_name(role: str, pid: int) -> str:
+    """Name the holder of a lease: host, role and process."""
+    return f"{socket.gethostname()[:64]}/{role}/{pid}"
+
+
+def _alembic_config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    return config
+
+
+def _prepare_sqlite(connection: Any, record: object) -> None:  # noqa: ARG001  the event's signature
+    connection.isolation_level = None  # we begin transactions ourselves, see below
+    for pragma in ("foreign_keys=ON", "synchronous=FULL"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    # A transaction that begins by reading and then writes can fail with 'database is locked' at any moment;
+    # IMMEDIATE takes the writer's place at once.
+    read_only = connection.get_execution_options().get("dicomai_read_only", False)
+    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except DBAPIError as error:
+        if isinstance(error, sa.exc.IntegrityError):
+            raise
+        # The database's message may quote a row's values, so only the kind of error goes on.
+        kind = type(error.orig).__name__ if error.orig else type(error).__name__
+        raise StoreError(f"The worklist database failed ({kind}); check that it runs and has room.") from error

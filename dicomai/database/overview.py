@@ -1,0 +1,287 @@
+"""The worklist as people see it: list, show, retry, cancel, release."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from dicomai.database import audit
+from dicomai.database.engine import Database
+from dicomai.database.index import SeriesState
+from dicomai.database.planning import doubt
+from dicomai.database.tables import (
+    Acceptance,
+    Audit,
+    Instance,
+    Result,
+    ResultObject,
+    Series,
+    Workitem,
+    WorkitemInput,
+)
+from dicomai.database.transitions import cancel
+from dicomai.database.worklist import schedule_delivery
+from dicomai.errors import WorklistError
+from dicomai.workitem import FINAL, Kind, State
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of the worklist: a workitem, or a series that has none (then `id` is None)."""
+
+    id: int | None
+    kind: str
+    state: str
+    study: str
+    series: str
+    route: str
+    destination: str
+    progress: int
+    attempt: int
+    changed_at: datetime
+    reason: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """The entry as plain values for JSON."""
+        return {**asdict(self), "changed_at": self.changed_at.isoformat()}
+
+
+class Overview:
+    """Looks at the worklist and, on a person's word, changes it."""
+
+    def __init__(self, database: Database) -> None:
+        """Work on a database."""
+        self._db = database
+
+    def entries(self, limit: int = 1000) -> list[Entry]:
+        """List workitems, and series on which nothing runs, the latest change first."""
+        with self._db.read() as session:
+            items = session.scalars(sa.select(Workitem).order_by(Workitem.changed_at.desc()).limit(limit)).all()
+            idle = session.scalars(
+                sa.select(Series)
+                .where(~sa.exists().where(WorkitemInput.series_id == Series.id))
+                .order_by(Series.last_received_at.desc())
+                .limit(limit)
+            ).all()
+            lines = [_of_item(item) for item in items] + [_of_series(series) for series in idle]
+        return sorted(lines, key=lambda entry: (entry.changed_at, entry.id or 0), reverse=True)[:limit]
+
+    def show(self, number: int) -> dict[str, Any]:
+        """Give all there is to know of one workitem, as plain values.
+
+        Raises:
+            WorklistError: there is no such item.
+        """
+        with self._db.read() as session:
+            item = _get(session, number)
+            history = session.scalars(sa.select(Audit).where(Audit.workitem_id == number).order_by(Audit.id)).all()
+            objects = session.execute(
+                sa.select(ResultObject, Acceptance)
+                .outerjoin(
+                    Acceptance,
+                    sa.and_(Acceptance.result_object_id == ResultObject.id, Acceptance.workitem_id == number),
+                )
+                .where(ResultObject.result_id == item.result_id)
+                .order_by(ResultObject.n)
+            ).all()
+            return {
+                **_of_item(item).as_dict(),
+                "study_instance_uid": item.study.study_instance_uid,
+                "digest": item.digest,
+                "generation": item.generation,
+                "supersedes": item.supersedes,
+                "replaced_by": item.replaced_by,
+                "inputs": [
+                    {
+                        "role": i.role,
+                        "series_instance_uid": i.series.series_instance_uid,
+                        "stack": i.stack,
+                        "instances": len(i.sop_instance_uids),
+                    }
+                    for i in item.inputs
+                ],
+                "objects": [
+                    {
+                        "output": o.output,
+                        "sop_class_uid": o.sop_class_uid,
+                        "sop_instance_uid": o.sop_instance_uid,
+                        "series_instance_uid": o.series_instance_uid,
+                        "key": o.key,
+                        "accepted_at": a.at.isoformat() if a else None,
+                        "status": f"0x{a.status:04X}" if a else None,
+                        "comment": a.comment if a else "",
+                    }
+                    for o, a in objects
+                ],
+                "history": [
+                    {"at": h.at.isoformat(), "actor": h.actor, "event": h.event, "detail": h.detail} for h in history
+                ],
+            }
+
+    def cancel(self, number: int, actor: str) -> None:
+        """End an item.
+
+        Raises:
+            WorklistError: there is no such item, or it has ended already.
+        """
+        with self._db.write() as session:
+            item = _get(session, number)
+            if State(item.state) in FINAL:
+                raise WorklistError(f"Workitem {number} is {item.state} already; a final state is final.")
+            cancel(session, self._db.now(session), item, actor, f"Canceled by {actor}.")
+
+    def retry(self, number: int, actor: str) -> int:
+        """Make a new item that replaces an ended one; gives its number.
+
+        A result of which anything was offered to a destination gets a new generation, so that other UIDs tell the
+        two apart.
+
+        Raises:
+            WorklistError: there is no such item, it has not ended, or something has taken its place.
+        """
+        with self._db.write() as session:
+            item = _get(session, number)
+            now = self._db.now(session)
+            _refuse_retry(session, item)
+            # Out of the way of the unique index before the new one exists.
+            item.replaced_by = item.id
+            session.flush()
+            if Kind(item.kind) is Kind.DELIVERY:
+                new = schedule_delivery(session, now, item, item.destination)
+            else:
+                new = _again(session, now, item, actor)
+            item.replaced_by = new.id
+            new.hold = doubt(session, item.study_id)
+            audit.record(
+                session, now, actor, "retried", workitem=new.id, study=item.study_id, detail=f"replaces {item.id}"
+            )
+            return new.id
+
+    def release(self, number: int, actor: str) -> None:
+        """Let a held item go on with the images as they came first.
+
+        Only a person may say so, and only for other pixels under a known UID: in doubt about the patient nobody may.
+
+        Raises:
+            WorklistError: there is no such item, it is not held, or the doubt is one that cannot be released.
+        """
+        with self._db.write() as session:
+            item = _get(session, number)
+            if not item.hold:
+                raise WorklistError(f"Workitem {number} is not held.")
+            now = self._db.now(session)
+            series = sa.select(Series.id).where(Series.study_id == item.study_id)
+            session.execute(sa.update(Instance).where(Instance.series_id.in_(series)).values(conflict=""))
+            session.flush()
+            why = doubt(session, item.study_id)
+            if why:
+                raise WorklistError(f"Workitem {number} stays held: {why}")
+            held = session.scalars(sa.select(Workitem).where(Workitem.study_id == item.study_id, Workitem.hold != ""))
+            for one in held:
+                one.hold = ""
+                one.due_at = one.changed_at = now
+                audit.record(session, now, actor, "released", workitem=one.id, study=one.study_id)
+
+
+def _get(session: Session, number: int) -> Workitem:
+    item = session.get(Workitem, number, with_for_update=True)
+    if item is None:
+        raise WorklistError(f"There is no workitem {number}; `dicomai worklist list` shows those there are.")
+    return item
+
+
+def _refuse_retry(session: Session, item: Workitem) -> None:
+    if State(item.state) not in FINAL:
+        raise WorklistError(f"Workitem {item.id} is {item.state}; only one that has ended can be tried again.")
+    if item.replaced_by is not None:
+        raise WorklistError(f"Workitem {item.id} was replaced by {item.replaced_by}; retry that one.")
+    later = session.scalars(
+        sa.select(Workitem.id).where(Workitem.supersedes == item.id, Workitem.replaced_by.is_(None))
+    ).first()
+    if later is not None:
+        raise WorklistError(f"Workitem {item.id} is superseded by {later}, which has more images; retry that one.")
+    if Kind(item.kind) is Kind.DELIVERY:
+        origin = session.scalars(
+            sa.select(Workitem).where(Workitem.kind == Kind.INFERENCE.value, Workitem.result_id == item.result_id)
+        ).one()
+        newer = (
+            origin.replaced_by
+            or session.scalars(sa.select(Workitem.id).where(Workitem.supersedes == origin.id)).first()
+        )
+        if newer is not None:
+            raise WorklistError(f"The result of workitem {item.id} is outdated by workitem {newer}.")
+
+
+def _again(session: Session, now: datetime, item: Workitem, actor: str) -> Workitem:
+    """Make an inference item like one that has ended; its deliveries that wait are ended."""
+    deliveries: Sequence[Workitem] = session.scalars(
+        sa.select(Workitem).where(
+            Workitem.kind == Kind.DELIVERY.value,
+            Workitem.result_id == item.result_id,
+            Workitem.result_id.is_not(None),
+        )
+    ).all()
+    result = session.get(Result, item.result_id) if item.result_id is not None else None
+    offered = result is not None and result.first_sent_at is not None
+    new = Workitem(
+        kind=Kind.INFERENCE.value,
+        state=State.SCHEDULED.value,
+        hold="",
+        priority=item.priority,
+        study_id=item.study_id,
+        route=item.route,
+        route_name=item.route_name,
+        digest=item.digest,
+        generation=item.generation + int(offered),
+        supersedes=item.id if offered else item.supersedes,
+        due_at=now,
+        created_at=now,
+        changed_at=now,
+        inputs=[
+            WorkitemInput(role=i.role, series_id=i.series_id, stack=i.stack, sop_instance_uids=i.sop_instance_uids)
+            for i in item.inputs
+        ],
+    )
+    session.add(new)
+    session.flush()
+    for delivery in deliveries:
+        if State(delivery.state) not in FINAL:
+            cancel(session, now, delivery, actor, f"Replaced: workitem {item.id} runs again as {new.id}.")
+    return new
+
+
+def _of_item(item: Workitem) -> Entry:
+    numbers = ", ".join(dict.fromkeys(f"{i.series.modality} {i.series.description}".strip() for i in item.inputs))
+    return Entry(
+        id=item.id,
+        kind=item.kind,
+        state=f"{item.state} (held)" if item.hold else item.state,
+        study=item.study.trace,
+        series=numbers,
+        route=item.route_name,
+        destination=item.destination,
+        progress=item.progress,
+        attempt=item.attempt,
+        changed_at=item.changed_at,
+        reason=item.hold or item.reason,
+    )
+
+
+def _of_series(series: Series) -> Entry:
+    receiving = series.state == SeriesState.RECEIVING
+    return Entry(
+        id=None,
+        kind="series",
+        state="RECEIVING" if receiving else "NOT ROUTED",
+        study=series.study.trace,
+        series=f"{series.modality} {series.description}".strip(),
+        route="",
+        destination="",
+        progress=0,
+        attempt=0,
+        changed_at=series.last_received_at,
+        reason=series.reason or ("Waits until it is complete." if receiving else ""),
+    )

@@ -1,0 +1,261 @@
+"""The tables. Times are UTC; a due time is a column, so it survives a restart."""
+
+from datetime import UTC, datetime
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    String,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+from sqlalchemy.types import TypeDecorator
+
+UID = String(64)
+# SQLite numbers rows by itself only in a column of type INTEGER.
+Key = BigInteger().with_variant(Integer, "sqlite")
+
+
+class UTCDateTime(TypeDecorator[datetime]):
+    """A moment in UTC: aware in, aware out, also from SQLite, which forgets the zone."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Turn an aware moment into what the database keeps."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("A moment without a time zone cannot be stored.")
+        moment = value.astimezone(UTC)
+        return moment.replace(tzinfo=None) if dialect.name == "sqlite" else moment
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
+        """Give the moment back, aware."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Table(DeclarativeBase):
+    """The root of all tables."""
+
+    type_annotation_map = {datetime: UTCDateTime}  # noqa: RUF012  the library's way to say it
+
+
+class Installation(Table):
+    """This node: one row. Its identifier is part of every work digest and names the device in results."""
+
+    __tablename__ = "installation"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    uuid: Mapped[str] = mapped_column(String(36))
+
+
+class Association(Table):
+    """An association that brought instances: a leased row, so that a lost one is found out."""
+
+    __tablename__ = "association"
+    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    calling_ae: Mapped[str] = mapped_column(String(16))
+    address: Mapped[str] = mapped_column(String(64))
+    opened_at: Mapped[datetime]
+    last_activity: Mapped[datetime]
+    lease_expires: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
+    end: Mapped[str | None] = mapped_column(String(16))  # released, aborted, lost
+
+
+class Study(Table):
+    """A study, and the short random name by which its way is followed in the log."""
+
+    __tablename__ = "study"
+    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    study_instance_uid: Mapped[str] = mapped_column(UID, unique=True)
+    trace: Mapped[str] = mapped_column(String(16), unique=True)
+    created_at: Mapped[datetime]
+    series: Mapped[list["Series"]] = relationship(back_populates="study")
+
+
+class Series(Table):
+    """A series, and how far its planning is."""
+
+    __tablename__ = "series"
+    __table_args__ = (
+        UniqueConstraint("study_id", "series_instance_uid"),
+        Index("ix_series_due", "state", "due_at"),
+        Index("ix_series_uid", "series_instance_uid"),
+    )
+    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("study.id"))
+    series_instance_uid: Mapped[str] = mapped_column(UID)
+    modality: Mapped[str] = mapped_column(String(16))
+    description: Mapped[str] = mapped_column(String(64))
+    state: Mapped[str] = mapped_column(String(16))  # see index.SeriesState
+    reason: Mapped[str] = mapped_column(Text, default="")
+    revision: Mapped[int] = mapped_column(default=0)  # goes up with every change, so that planning cannot miss one
+    last_received_at: Mapped[datetime]
+    due_at: Mapped[datetime | None]
+    study: Mapped[Study] = relationship(back_populates="series")
+    instances: Mapped[list["Instance"]] = relationship(back_populates="series")
+
+
+class AssociationSeries(Table):
+    """Which association carried images of which series."""
+
+    __tablename__ = "association_series"
+    association_id: Mapped[int] = mapped_column(ForeignKey("association.id"), primary_key=True)
+    series_id: Mapped[int] = mapped_column(ForeignKey("series.id"), primary_key=True, index=True)
+
+
+class Instance(Table):
+    """A SOP instance, and which of its versions counts."""
+
+    __tablename__ = "instance"
+    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    series_id: Mapped[int] = mapped_column(ForeignKey("series.id"), index=True)
+    sop_instance_uid: Mapped[str] = mapped_column(UID, unique=True)
+    sop_class_uid: Mapped[str] = mapped_column(UID)
+    is_image: Mapped[bool]
+    fingerprint: Mapped[str | None] = mapped_column(String(64))
+    conflict: Mapped[str] = mapped_column(Text, default="")  # in a sentence; empty where there is none
+    series: Mapped[Series] = relationship(back_populates="instances")
+    versions: Mapped[list["Version"]] = relationship(back_populates="instance", order_by="Version.received_at")
+
+
+class Version(Table):
+    """One file of an instance. The newest that is no conflict counts; the others are kept."""
+
+    __tablename__ = "version"
+    __table_args__ = (UniqueConstraint("instance_id", "digest"),)
+    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    instance_id: Mapped[int] = mapped_column(ForeignKey("instance.id"))
+    key: Mapped[str] = mapped_column(Text, unique=True)
+    digest: Mapped[str] = mapped_column(String(64))  # SHA-256 of the data set as received
+    size: Mapped[int] = mapped_column(BigInteger)
+    conflicting: Mapped[bool] = mapped_column(default=False)
+    received_at: Mapped[datetime]
+    association_id: Mapped[int | None] = mapped_column(ForeignKey("association.id"))
+    patient_id: Mapped[str] = mapped_column(Text)
+    issuer_of_patient_id: Mapped[str] = mapped_column(Text)
+    patient_name: Mapped[str] = mapped_column(Text)
+    patient_birth_date: Mapped[str] = mapped_column(Text)
+    instance: Mapped[Instance] = relationship(back_populates="versions")
+
+
+class Workitem(Table):
+    """One piece of work (UPS): see `dicomai.workitem` for its states."""
+
+    __tablename__ = "workitem"
+    __table_args__ = (
+        Index("ix_workitem_claim", "kind", "state", "due_at"),
+        Index(
+            "ux_workitem_digest",
+            "digest",
+            unique=True,
+            sqlite_where=text("kind = 'inference' AND replaced_by IS NULL"),
+            postgresql_where=text("kind = 'inference' AND replaced_by IS NULL"),
+        ),
+        Index(
+            "ux_workitem_delivery",
+            "result_id",
+            "destination",
+            unique=True,
+            sqlite_where=text("kind = 'delivery' AND replaced_by IS NULL"),
+            postgresql_where=text("kind = 'delivery' AND replaced_by IS NULL"),
+        ),
+    )
+    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    kind: Mapped[str] = mapped_column(String(16))
+    state: Mapped[str] = mapped_column(String(16))
+    reason: Mapped[str] = mapped_column(Text, default="")
+    hold: Mapped[str] = mapped_column(Text, default="")  # why a person has to decide; nobody claims a held item
+    priority: Mapped[int] = mapped_column(default=1)  # 0 HIGH, 1 MEDIUM, 2 LOW
+    study_id: Mapped[int] = mapped_column(ForeignKey("study.id"), index=True)
+    route: Mapped[dict[str, object]] = mapped_column(JSON)  # as it was planned
+    route_name: Mapped[str] = mapped_column(String(64))
+    digest: Mapped[str] = mapped_column(String(64))
+    generation: Mapped[int] = mapped_column(default=0)
+    replaced_by: Mapped[int | None] = mapped_column(ForeignKey("workitem.id"))
+    supersedes: Mapped[int | None] = mapped_column(ForeignKey("workitem.id"))
+    result_id: Mapped[int | None] = mapped_column(ForeignKey("result.id"))  # given by an inference, sent by deliveries
+    destination: Mapped[str] = mapped_column(String(64), default="")
+    attempt: Mapped[int] = mapped_column(default=0)
+    lease_owner: Mapped[str | None] = mapped_column(String(128))
+    lease_expires: Mapped[datetime | None]
+    due_at: Mapped[datetime]
+    progress: Mapped[int] = mapped_column(default=0)  # percent
+    created_at: Mapped[datetime]
+    changed_at: Mapped[datetime]
+    study: Mapped[Study] = relationship()
+    inputs: Mapped[list["WorkitemInput"]] = relationship(order_by="WorkitemInput.id")
+
+
+class WorkitemInput(Table):
+    """One input of a workitem: exactly the instances that were planned."""
+
+    __tablename__ = "workitem_input"
+    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    workitem_id: Mapped[int] = mapped_column(ForeignKey("workitem.id"), index=True)
+    role: Mapped[str] = mapped_column(String(64))
+    series_id: Mapped[int] = mapped_column(ForeignKey("series.id"), index=True)
+    stack: Mapped[str] = mapped_column(Text)
+    sop_instance_uids: Mapped[list[str]] = mapped_column(JSON)
+    series: Mapped[Series] = relationship()
+
+
+class Result(Table):
+    """What an inference workitem gave: frozen objects."""
+
+    __tablename__ = "result"
+    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    created_at: Mapped[datetime]
+    first_sent_at: Mapped[datetime | None]  # from here on the bytes are what a destination may have
+    objects: Mapped[list["ResultObject"]] = relationship(order_by="ResultObject.n")
+
+
+class ResultObject(Table):
+    """One DICOM object of a result, in the order in which it is sent."""
+
+    __tablename__ = "result_object"
+    __table_args__ = (UniqueConstraint("result_id", "n"),)
+    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    result_id: Mapped[int] = mapped_column(ForeignKey("result.id"))
+    n: Mapped[int]
+    output: Mapped[str] = mapped_column(String(32))
+    sop_class_uid: Mapped[str] = mapped_column(UID)
+    sop_instance_uid: Mapped[str] = mapped_column(UID, index=True)
+    series_instance_uid: Mapped[str] = mapped_column(UID, index=True)
+    series_number: Mapped[int]
+    key: Mapped[str] = mapped_column(Text)
+
+
+class Acceptance(Table):
+    """A destination's answer to one object of a delivery."""
+
+    __tablename__ = "acceptance"
+    workitem_id: Mapped[int] = mapped_column(ForeignKey("workitem.id"), primary_key=True)
+    result_object_id: Mapped[int] = mapped_column(ForeignKey("result_object.id"), primary_key=True)
+    at: Mapped[datetime]
+    status: Mapped[int]
+    comment: Mapped[str] = mapped_column(Text, default="")
+
+
+class Audit(Table):
+    """Every transition, written in its transaction. Free of names and birth dates."""
+
+    __tablename__ = "audit"
+    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    at: Mapped[datetime]
+    actor: Mapped[str] = mapped_column(String(128))
+    event: Mapped[str] = mapped_column(String(64))
+    workitem_id: Mapped[int | None] = mapped_column(ForeignKey("workitem.id"), index=True)
+    study_id: Mapped[int | None] = mapped_column(ForeignKey("study.id"), index=True)
+    detail: Mapped[str] = mapped_column(Text, default="")

@@ -1,0 +1,392 @@
+"""The worklist as workers see it: claim under a lease, heartbeat, finish; every step names its attempt."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from dicomai.database.engine import Database
+from dicomai.database.planning import Image, doubt, images_of
+from dicomai.database.tables import Acceptance, Instance, Result, ResultObject, Series, Version, Workitem
+from dicomai.database.transitions import cancel, move
+from dicomai.errors import StaleAttemptError
+from dicomai.workitem import Kind, State
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """An item that a worker has for the time of its lease.
+
+    Attributes:
+        item: the workitem's number.
+        attempt: the number that fences: a later claim has a higher one.
+        trace: the study's name in the log.
+        route: the route as planned.
+    """
+
+    item: int
+    attempt: int
+    trace: str
+    study_id: int
+    route: dict[str, Any]
+    digest: str
+    generation: int
+    destination: str
+    owner: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobInput:
+    """One input of an inference item: the images that were planned, as they are now."""
+
+    role: str
+    stack: str
+    images: tuple[Image, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenObject:
+    """One result object whose bytes are in the store."""
+
+    output: str
+    sop_class_uid: str
+    sop_instance_uid: str
+    series_instance_uid: str
+    series_number: int
+    key: str
+    id: int = 0
+
+
+class Worklist:
+    """Claims and what comes of them."""
+
+    def __init__(self, database: Database) -> None:
+        """Work on a database."""
+        self._db = database
+
+    def claim(
+        self, kind: Kind, owner: str, lease: float, attempts: int, destination: str | None = None
+    ) -> Claim | None:
+        """Take the next item that is due, or one whose holder has let its lease run out.
+
+        No item is given twice: on PostgreSQL rows are skipped that another claim has locked, on SQLite claims come
+        one after another.
+
+        Args:
+            kind: what the worker does.
+            owner: the worker's name, see `owner_name`.
+            lease: seconds until the item may be taken over.
+            attempts: after so many the item is ended with a sentence.
+            destination: of deliveries, only those that go there.
+        """
+        with self._db.write() as session:
+            now = self._db.now(session)
+            while True:
+                item = session.scalars(_claimable(kind, now, destination)).first()
+                if item is None:
+                    return None
+                if item.attempt < attempts:
+                    break
+                why = item.reason or "its worker ended without a word"
+                cancel(session, now, item, owner, f"Given up after {item.attempt} attempts: {why}")
+                session.flush()
+            item.attempt += 1
+            item.lease_owner = owner
+            item.lease_expires = now + timedelta(seconds=lease)
+            item.progress = 0
+            move(session, now, item, State.IN_PROGRESS, owner, f"attempt {item.attempt}")
+            item.reason = ""
+            return Claim(
+                item.id, item.attempt, item.study.trace, item.study_id, item.route, item.digest,
+                item.generation, item.destination, owner,
+            )  # fmt: skip
+
+    def heartbeat(self, claim: Claim, lease: float, progress: int | None = None) -> None:
+        """Keep the lease, and say how far the work is, in percent.
+
+        Raises:
+            StaleAttemptError: the item is no longer this attempt's.
+        """
+        with self._db.write() as session:
+            item = _fenced(session, claim)
+            item.lease_expires = self._db.now(session) + timedelta(seconds=lease)
+            if progress is not None:
+                item.progress = max(0, min(100, progress))
+
+    def inputs(self, claim: Claim) -> list[JobInput]:
+        """Give the planned images of an inference item, each in the version that counts now."""
+        with self._db.read() as session:
+            item = session.get_one(Workitem, claim.item)
+            return [
+                JobInput(i.role, i.stack, tuple(images_of(session, i.series_id, frozenset(i.sop_instance_uids))))
+                for i in item.inputs
+            ]
+
+    def newest_image(self, study_id: int, inputs: Sequence[JobInput] = ()) -> Image:
+        """Give the image that came last, of some inputs or of the whole study: its attributes count."""
+        images = [image for one in inputs for image in one.images]
+        if not images:
+            with self._db.read() as session:
+                series = session.scalars(sa.select(Series.id).where(Series.study_id == study_id)).all()
+                images = [image for number in series for image in images_of(session, number)]
+        return max(images, key=lambda image: (image.received_at, image.sop_instance_uid))
+
+    def doubt(self, study_id: int) -> str:
+        """Say in a sentence why it is in doubt whose images a study holds; empty where it is not."""
+        with self._db.read() as session:
+            return doubt(session, study_id)
+
+    def predecessors(self, claim: Claim) -> list[FrozenObject]:
+        """Give the objects of the last result that this one supersedes and that may have been sent."""
+        with self._db.read() as session:
+            number = session.get_one(Workitem, claim.item).supersedes
+            while number is not None:
+                old = session.get_one(Workitem, number)
+                result = session.get(Result, old.result_id) if old.result_id is not None else None
+                if result is not None and result.first_sent_at is not None:
+                    return _objects(session, result.id)
+                number = old.supersedes
+            return []
+
+    def series_numbers(self, study_id: int) -> list[int]:
+        """List the Series Numbers of this node's results in a study."""
+        with self._db.read() as session:
+            query = sa.select(ResultObject.series_number).join(Workitem, Workitem.result_id == ResultObject.result_id)
+            return list(session.scalars(query.where(Workitem.study_id == study_id).distinct()))
+
+    def one_of_each_series(self, study_id: int) -> list[str]:
+        """Give the key of one instance of each series of a study, images or not."""
+        with self._db.read() as session:
+            query = (
+                sa.select(sa.func.min(Version.key))
+                .join(Instance, Instance.id == Version.instance_id)
+                .join(Series, Series.id == Instance.series_id)
+                .where(Series.study_id == study_id)
+                .group_by(Series.id)
+            )
+            return list(session.scalars(query))
+
+    def finish_inference(self, claim: Claim, objects: Sequence[FrozenObject], destinations: Sequence[str]) -> None:
+        """Complete an inference item and schedule its deliveries, in one transaction.
+
+        Raises:
+            StaleAttemptError: the item is no longer this attempt's; nothing was written.
+        """
+        with self._db.write() as session:
+            item = _fenced(session, claim)
+            now = self._db.now(session)
+            result = Result(
+                created_at=now,
+                objects=[
+                    ResultObject(
+                        n=n,
+                        output=o.output,
+                        sop_class_uid=o.sop_class_uid,
+                        sop_instance_uid=o.sop_instance_uid,
+                        series_instance_uid=o.series_instance_uid,
+                        series_number=o.series_number,
+                        key=o.key,
+                    )
+                    for n, o in enumerate(objects)
+                ],
+            )
+            session.add(result)
+            session.flush()
+            item.result_id = result.id
+            _complete(session, now, item, claim.owner)
+            for name in destinations:
+                schedule_delivery(session, now, item, name)
+
+    def result(self, claim: Claim) -> list[FrozenObject]:
+        """Give the objects that a delivery has still to send, in their order."""
+        with self._db.read() as session:
+            item = session.get_one(Workitem, claim.item)
+            taken = set(
+                session.scalars(sa.select(Acceptance.result_object_id).where(Acceptance.workitem_id == item.id))
+            )
+            return [o for o in _objects(session, item.result_id or 0) if o.id not in taken]
+
+    def begin_sending(self, claim: Claim, seen: Sequence[FrozenObject], keys: dict[int, str]) -> bool:
+        """Settle which bytes of a result are sent, before the first of them is.
+
+        Several deliveries of one result may come here at once; the first decides for all.
+
+        Args:
+            claim: the delivery.
+            seen: the objects as the caller read them.
+            keys: new bytes for some of them, by object number.
+
+        Returns:
+            False if the bytes were settled otherwise meanwhile: read the result again.
+
+        Raises:
+            StaleAttemptError: the item is no longer this attempt's; nothing was written.
+        """
+        with self._db.write() as session:
+            item = _fenced(session, claim)
+            result = session.get_one(Result, item.result_id, with_for_update=True)
+            now_there = {o.id: o.key for o in _objects(session, result.id)}
+            if any(now_there[o.id] != o.key for o in seen) or (keys and result.first_sent_at is not None):
+                return False
+            for number, key in keys.items():
+                session.get_one(ResultObject, number).key = key
+            if result.first_sent_at is None:
+                result.first_sent_at = self._db.now(session)
+            return True
+
+    def was_sent(self, claim: Claim) -> bool:
+        """Tell whether any object of a delivery's result may be at a destination."""
+        with self._db.read() as session:
+            result_id = session.get_one(Workitem, claim.item).result_id
+            return session.get_one(Result, result_id).first_sent_at is not None
+
+    def accepted(self, claim: Claim, object_id: int, status: int, comment: str) -> None:
+        """Write down that the destination has one object of a delivery.
+
+        Raises:
+            StaleAttemptError: the item is no longer this attempt's; nothing was written.
+        """
+        with self._db.write() as session:
+            item = _fenced(session, claim)
+            row = Acceptance(
+                workitem_id=item.id,
+                result_object_id=object_id,
+                at=self._db.now(session),
+                status=status,
+                comment=comment,
+            )
+            session.merge(row)
+
+    def finish_delivery(self, claim: Claim) -> None:
+        """Complete a delivery.
+
+        Raises:
+            StaleAttemptError: the item is no longer this attempt's; nothing was written.
+        """
+        with self._db.write() as session:
+            item = _fenced(session, claim)
+            warnings = session.scalars(
+                sa.select(Acceptance.comment).where(Acceptance.workitem_id == item.id, Acceptance.status != 0)
+            ).all()
+            _complete(session, self._db.now(session), item, claim.owner, "; ".join(filter(None, warnings)))
+
+    def postpone(self, claim: Claim, seconds: float, reason: str) -> None:
+        """Let the item wait for another attempt.
+
+        Raises:
+            StaleAttemptError: the item is no longer this attempt's; nothing was written.
+        """
+        with self._db.write() as session:
+            item = _fenced(session, claim)
+            now = self._db.now(session)
+            move(session, now, item, State.IN_PROGRESS, claim.owner, reason)
+            item.due_at = now + timedelta(seconds=seconds)
+            item.lease_owner = item.lease_expires = None
+
+    def hold(self, claim: Claim, reason: str) -> None:
+        """Let the item wait for a person.
+
+        Raises:
+            StaleAttemptError: the item is no longer this attempt's; nothing was written.
+        """
+        with self._db.write() as session:
+            item = _fenced(session, claim)
+            now = self._db.now(session)
+            move(session, now, item, State.IN_PROGRESS, claim.owner, reason)
+            item.hold = reason
+            item.due_at = now
+            item.lease_owner = item.lease_expires = None
+
+    def fail(self, claim: Claim, reason: str) -> None:
+        """End the item without a result, for the reason given in a sentence.
+
+        Raises:
+            StaleAttemptError: the item is no longer this attempt's; nothing was written.
+        """
+        with self._db.write() as session:
+            cancel(session, self._db.now(session), _fenced(session, claim), claim.owner, reason)
+
+    def owners(self) -> list[str]:
+        """List who holds a lease."""
+        with self._db.read() as session:
+            return list(
+                session.scalars(sa.select(Workitem.lease_owner).where(Workitem.lease_owner.is_not(None)).distinct())
+            )
+
+    def expire(self, owner: str) -> int:
+        """Let go of every lease of a worker that is known to be gone; gives how many."""
+        with self._db.write() as session:
+            rows = session.execute(
+                sa.update(Workitem)
+                .where(Workitem.lease_owner == owner)
+                .values(lease_owner=None, lease_expires=None, due_at=self._db.now(session))
+                .returning(Workitem.id)
+            )
+            return len(rows.all())
+
+
+def schedule_delivery(session: Session, now: datetime, item: Workitem, destination: str) -> Workitem:
+    """Write the delivery of an inference item's result to one destination."""
+    delivery = Workitem(
+        kind=Kind.DELIVERY.value,
+        state=State.SCHEDULED.value,
+        hold="",
+        study_id=item.study_id,
+        route=item.route,
+        route_name=item.route_name,
+        digest=item.digest,
+        generation=item.generation,
+        result_id=item.result_id,
+        destination=destination,
+        due_at=now,
+        created_at=now,
+        changed_at=now,
+    )
+    session.add(delivery)
+    session.flush()
+    return delivery
+
+
+def _claimable(kind: Kind, now: datetime, destination: str | None) -> sa.Select[Workitem]:
+    scheduled = sa.and_(Workitem.state == State.SCHEDULED.value, Workitem.due_at <= now)
+    waiting = sa.and_(Workitem.state == State.IN_PROGRESS.value, Workitem.lease_owner.is_(None), Workitem.due_at <= now)
+    abandoned = sa.and_(Workitem.state == State.IN_PROGRESS.value, Workitem.lease_expires < now)
+    query = sa.select(Workitem).where(
+        Workitem.kind == kind.value, Workitem.hold == "", sa.or_(scheduled, waiting, abandoned)
+    )
+    if destination is not None:
+        query = query.where(Workitem.destination == destination)
+    return query.order_by(Workitem.priority, Workitem.due_at, Workitem.id).limit(1).with_for_update(skip_locked=True)
+
+
+def _fenced(session: Session, claim: Claim) -> Workitem:
+    item = session.scalars(
+        sa.select(Workitem)
+        .where(
+            Workitem.id == claim.item,
+            Workitem.attempt == claim.attempt,
+            Workitem.state == State.IN_PROGRESS.value,
+            Workitem.lease_owner == claim.owner,
+        )
+        .with_for_update()
+    ).first()
+    if item is None:
+        raise StaleAttemptError(f"Attempt {claim.attempt} of workitem {claim.item} is over; it changes nothing.")
+    return item
+
+
+def _complete(session: Session, now: datetime, item: Workitem, actor: str, remark: str = "") -> None:
+    move(session, now, item, State.COMPLETED, actor, remark)
+    item.progress = 100
+    item.lease_owner = item.lease_expires = None
+
+
+def _objects(session: Session, result_id: int) -> list[FrozenObject]:
+    rows = session.scalars(sa.select(ResultObject).where(ResultObject.result_id == result_id).order_by(ResultObject.n))
+    return [
+        FrozenObject(o.output, o.sop_class_uid, o.sop_instance_uid, o.series_instance_uid, o.series_number, o.key, o.id)
+        for o in rows
+    ]

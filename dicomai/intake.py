@@ -1,0 +1,175 @@
+"""One instance into store and index: the receiver comes through here, and whatever else will bring images.
+
+An instance is acknowledged only after this order of steps: written and synced under a temporary name; linked to
+its lasting name, the folder synced; committed in the index; the temporary name dropped. An end without warning at
+any point leaves either a row with its file, or a temporary name from which the next start clears up.
+"""
+
+import hashlib
+from collections.abc import Collection, Iterable
+from io import BufferedReader
+from typing import BinaryIO
+
+import pydicom
+import structlog
+from pydicom.dataset import FileDataset
+
+from dicomai.database.associations import AssociationEnd, Associations
+from dicomai.database.engine import Database
+from dicomai.database.index import Arrival, Index, Recorded
+from dicomai.errors import NotAcceptedError, UnreadableError
+from dicomai.fingerprint import fingerprint
+from dicomai.store import Incoming, Store, instance_key
+from dicomai.study import Identity, is_image
+
+__all__ = ["AssociationEnd", "Intake"]
+
+log = structlog.get_logger()
+
+
+class Intake:
+    """The way in."""
+
+    def __init__(self, store: Store, database: Database, quiet_period: float, min_free_bytes: int) -> None:
+        """Make the way in.
+
+        Args:
+            store: where files go.
+            database: where rows go.
+            quiet_period: the shortest quiet period of any route, in seconds: when to look at a series first.
+            min_free_bytes: the low-water mark of the storage's disk.
+        """
+        self._store = store
+        self._associations = Associations(database)
+        self._index = Index(database)
+        self._quiet_period = quiet_period
+        self._min_free_bytes = min_free_bytes
+
+    def has_room(self) -> bool:
+        """Tell whether the disk is above its low-water mark."""
+        return self._store.free_bytes() >= self._min_free_bytes
+
+    def open_association(self, calling_ae: str, address: str) -> int:
+        """Write down an accepted association; gives its number."""
+        return self._associations.open(calling_ae, address)
+
+    def close_association(self, association: int, outcome: AssociationEnd) -> None:
+        """Write down how an association ended."""
+        self._associations.close(association, outcome)
+
+    def renew(self, associations: Collection[int]) -> None:
+        """Keep the leases of open associations."""
+        self._associations.renew(associations)
+
+    def recover(self) -> None:
+        """Clear up after an end without warning; call it before the first association."""
+        kept, gone = self._store.sweep(_key_of, self._index.is_known)
+        lost = self._associations.lose_all()
+        if kept or gone or lost:
+            log.info("cleared up after the last run", acknowledged=kept, unacknowledged=gone, lost_associations=lost)
+
+    def accept(self, parts: Iterable[bytes | memoryview], association: int | None) -> Recorded:
+        """Take in one instance; returns when it is durable and indexed.
+
+        Args:
+            parts: first the preamble with the file meta information, then the data set's bytes as received.
+            association: the association that brings it, None for another way in.
+
+        Raises:
+            StorageFullError: there is no room.
+            StoreError: disk or database failed.
+            UnreadableError: it cannot be understood.
+            NotAcceptedError: the data set is not of the SOP class or instance that the file meta information names.
+        """
+        incoming = self._store.receive(parts)
+        try:
+            header = self._header(incoming)
+            arrival = _arrival(header, incoming)
+        except BaseException:
+            self._store.settle(incoming)
+            raise
+        self._store.publish(incoming, arrival.key)
+        recorded, trace, rival = self._index.record(arrival, association, self._quiet_period)
+        if recorded is Recorded.UNDECIDED:
+            same = self._fingerprint(arrival.key) == self._fingerprint(rival)
+            recorded, trace, _ = self._index.record(arrival, association, self._quiet_period, same_pixels=same)
+        self._store.settle(incoming)
+        if recorded is Recorded.CONFLICT:
+            log.warning(
+                "an instance contradicts a known one; its study is held for a person",
+                study=trace,
+                sop_instance_uid=arrival.sop_instance_uid,
+            )
+        else:
+            log.debug("instance stored", study=trace, association=association, recorded=recorded.value)
+        return recorded
+
+    def _header(self, incoming: Incoming) -> FileDataset:
+        with self._store.open_incoming(incoming) as stream:
+            return read_header(stream)
+
+    def _fingerprint(self, key: str) -> str:
+        with self._store.open(key) as stream:
+            return fingerprint(pydicom.dcmread(stream))
+
+
+def read_header(stream: BinaryIO) -> FileDataset:
+    """Read a received file up to its pixels.
+
+    Raises:
+        UnreadableError: it is no DICOM, or what the index needs is missing.
+    """
+    try:
+        header = pydicom.dcmread(stream, stop_before_pixels=True)
+        missing = [
+            k for k in ("SOPInstanceUID", "SOPClassUID", "StudyInstanceUID", "SeriesInstanceUID") if not header.get(k)
+        ]
+        Identity.of(header)  # decodes the name: better here than after it was acknowledged
+    except (pydicom.errors.InvalidDicomError, EOFError, ValueError, OSError, KeyError, AttributeError, TypeError,
+            NotImplementedError, RecursionError, OverflowError, MemoryError, LookupError) as error:  # fmt: skip
+        raise UnreadableError(
+            f"The data set cannot be understood ({type(error).__name__}); check the instance at its source."
+        ) from error
+    if missing:
+        raise UnreadableError(f"The data set has no {', '.join(missing)}; correct the instance at its source.")
+    return header
+
+
+def _arrival(header: FileDataset, incoming: Incoming) -> Arrival:
+    meta = header.file_meta
+    for keyword, meta_keyword in (
+        ("SOPClassUID", "MediaStorageSOPClassUID"),
+        ("SOPInstanceUID", "MediaStorageSOPInstanceUID"),
+    ):
+        if str(header[keyword].value) != str(meta.get(meta_keyword, "")):
+            raise NotAcceptedError(f"The data set's {keyword} is not the one that was announced; correct the sender.")
+    study, series, sop = (
+        str(header[keyword].value) for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+    )
+    return Arrival(
+        study_instance_uid=study,
+        series_instance_uid=series,
+        sop_instance_uid=sop,
+        sop_class_uid=str(header.SOPClassUID),
+        is_image=is_image(header),
+        modality=str(header.get("Modality") or ""),
+        description=str(header.get("SeriesDescription") or ""),
+        identity=Identity.of(header),
+        key=instance_key(study, series, sop, incoming.digest),
+        digest=incoming.digest,
+        size=incoming.size,
+    )
+
+
+def _key_of(stream: BufferedReader) -> str | None:
+    """Name the lasting place of a file found in `incoming/`; None if it is not whole."""
+    try:
+        header = read_header(stream)
+    except UnreadableError:
+        return None
+    stream.seek(0)
+    head = stream.read(144)
+    meta_length = int.from_bytes(head[140:144], "little")
+    stream.seek(144 + meta_length)
+    digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return instance_key(str(header.StudyInstanceUID), str(header.SeriesInstanceUID), str(header.SOPInstanceUID), digest)

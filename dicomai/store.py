@@ -1,0 +1,231 @@
+"""Instances and results on disk: atomic, durable, opened by key.
+
+Keys are relative names with `/` between the parts; callers get streams, never paths, so that object storage can
+follow. Every file name of an instance ends in its digest, so a key always means the same bytes:
+
+    incoming/<random>                                          being received; swept at start
+    instances/<study>/<series>/<sop instance>.<digest>.dcm     acknowledged, in the index
+    results/<workitem>/<attempt>/<sop instance>.dcm            frozen before the first send
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+from typing import BinaryIO
+
+from dicomai.errors import StorageFullError, StoreError, UnreadableError
+
+_UID = re.compile(r"[0-9]+(\.[0-9]+)*")
+
+
+def checked_uid(uid: str, keyword: str) -> str:
+    """Give a UID back if it may be part of a key.
+
+    Components may begin with a zero, as scanners write them in spite of PS3.5 9.1; anything but digits and dots, or
+    more than 64 characters, may not.
+
+    Raises:
+        UnreadableError: it is no UID.
+    """
+    if len(uid) > 64 or not _UID.fullmatch(uid):
+        shown = re.sub(r"[^0-9A-Za-z._-]", "?", uid)[:64]
+        raise UnreadableError(f"{keyword} '{shown}' is no UID (PS3.5 9.1); correct the instance at its source.")
+    return uid
+
+
+def instance_key(study_instance_uid: str, series_instance_uid: str, sop_instance_uid: str, digest: str) -> str:
+    """Name the place of an instance; the digest is that of its data set, in hexadecimal."""
+    return (
+        f"instances/{checked_uid(study_instance_uid, 'StudyInstanceUID')}"
+        f"/{checked_uid(series_instance_uid, 'SeriesInstanceUID')}"
+        f"/{checked_uid(sop_instance_uid, 'SOPInstanceUID')}.{digest[:16]}.dcm"
+    )
+
+
+def result_key(workitem: int, attempt: int, sop_instance_uid: str) -> str:
+    """Name the place of a result object of one attempt."""
+    return f"results/{workitem}/{attempt}/{checked_uid(sop_instance_uid, 'SOPInstanceUID')}.dcm"
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A file that was written and synced under a temporary name.
+
+    Attributes:
+        name: its name in `incoming/`.
+        digest: SHA-256 of the data set's bytes, without preamble and file meta information.
+        size: bytes in all.
+    """
+
+    name: str
+    digest: str
+    size: int
+
+
+class Store:
+    """The node's storage folder."""
+
+    def __init__(self, root: Path) -> None:
+        """Open the storage under `root`; its folders are made where they are missing."""
+        self._root = root
+        self._incoming = root / "incoming"
+        with _translated("open the storage"):
+            for folder in (self._incoming, root / "instances", root / "results"):
+                folder.mkdir(parents=True, exist_ok=True)
+
+    def free_bytes(self) -> int:
+        """Say how many bytes are free on the storage's disk."""
+        return shutil.disk_usage(self._root).free
+
+    def receive(self, parts: Iterable[bytes | memoryview]) -> Incoming:
+        """Write an instance under a temporary name and sync it.
+
+        Args:
+            parts: first the preamble with the file meta information, then the data set in one part or more.
+
+        Raises:
+            StorageFullError: there is no room.
+            StoreError: the write failed. Nothing is left behind in either case.
+        """
+        name = uuid.uuid4().hex
+        path = self._incoming / name
+        digest = hashlib.sha256()
+        size = 0
+        try:
+            with _translated("store an instance"), path.open("xb") as stream:
+                for number, part in enumerate(parts):
+                    stream.write(part)
+                    size += len(part)
+                    if number:
+                        digest.update(part)
+                stream.flush()
+                os.fsync(stream.fileno())
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        return Incoming(name, digest.hexdigest(), size)
+
+    def open_incoming(self, incoming: Incoming) -> BinaryIO:
+        """Open a file that is not published yet."""
+        return (self._incoming / incoming.name).open("rb")
+
+    def publish(self, incoming: Incoming, key: str) -> None:
+        """Give a received file its lasting name, durably; the temporary one stays until `settle`.
+
+        A file of that key has the same data set, so it is left as it is.
+        """
+        target = self._root / key
+        with _translated("store an instance"):
+            _make_folder(target.parent, self._root)
+            with contextlib.suppress(FileExistsError):
+                os.link(self._incoming / incoming.name, target)
+            _sync_folder(target.parent)
+
+    def settle(self, incoming: Incoming) -> None:
+        """Drop the temporary name: the row is committed, or the file was never published."""
+        with _translated("store an instance"):
+            (self._incoming / incoming.name).unlink(missing_ok=True)
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write a file whole and durably, in place of one of the same key.
+
+        Raises:
+            StorageFullError: there is no room.
+            StoreError: the write failed.
+        """
+        target = self._root / key
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+        with _translated("store a result"):
+            _make_folder(target.parent, self._root)
+            try:
+                with temporary.open("xb") as stream:
+                    stream.write(data)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                temporary.replace(target)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+            _sync_folder(target.parent)
+
+    def open(self, key: str) -> BinaryIO:
+        """Open a file for reading.
+
+        Raises:
+            StoreError: it is not there or cannot be read.
+        """
+        with _translated(f"read {key}"):
+            return (self._root / key).open("rb")
+
+    def get(self, key: str) -> bytes:
+        """Read a file whole."""
+        with self.open(key) as stream:
+            return stream.read()
+
+    def exists(self, key: str) -> bool:
+        """Tell whether there is a file of that key."""
+        return (self._root / key).is_file()
+
+    def sweep(self, key_of: Callable[[BufferedReader], str | None], known: Callable[[str], bool]) -> tuple[int, int]:
+        """Judge what an end without warning left in `incoming/`; call it while nothing is being received.
+
+        A file whose row was committed keeps its lasting name. Any other was never acknowledged: it goes, and so does
+        the lasting name if this file alone stands behind it.
+
+        Args:
+            key_of: gives the key of a received file, None if it is not whole.
+            known: tells whether the index has a row for a key.
+
+        Returns:
+            How many were kept, and how many went.
+        """
+        kept = gone = 0
+        for path in sorted(self._incoming.iterdir()):
+            with path.open("rb") as stream:
+                key = key_of(stream)
+            if key is not None and known(key):
+                kept += 1
+            else:
+                gone += 1
+                if key is not None and (self._root / key).exists() and path.samefile(self._root / key):
+                    (self._root / key).unlink()
+            path.unlink()
+        return kept, gone
+
+
+def _make_folder(folder: Path, root: Path) -> None:
+    """Make a folder and sync the entry of every new one on the way."""
+    missing = []
+    while folder != root and not folder.exists():
+        missing.append(folder)
+        folder = folder.parent
+    for new in reversed(missing):
+        new.mkdir(exist_ok=True)
+        _sync_folder(new.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _translated(action: str) -> Iterator[None]:
+    """Turn an OSError into ours."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        if error.errno in {28, 122}:  # ENOSPC, EDQUOT
+            raise StorageFullError(f"Cannot {action}: {reason}; free some room on the storage's disk.") from error
+        raise StoreError(f"Cannot {action}: {reason}; check the storage folder.") from error

@@ -1,0 +1,194 @@
+"""Claim, analyse, hand to delivery. The process of this role is the one that runs networks."""
+
+import os
+import threading
+from collections.abc import Callable, Mapping
+
+import pydicom
+import structlog
+
+from dicomai import leases
+from dicomai.analysis import Analysis, Built, Engine, Request, analyse
+from dicomai.bundle import Bundle
+from dicomai.config import WorkerSettings
+from dicomai.database import Database, owner_name
+from dicomai.database.worklist import Claim, FrozenObject, JobInput, Worklist
+from dicomai.errors import BundleError, DicomaiError, StaleAttemptError, StoreError, UnreadableError
+from dicomai.outputs.provenance import Predecessor
+from dicomai.planner import read_instance
+from dicomai.routing import OutsideValidated
+from dicomai.stacks import split
+from dicomai.store import Store, result_key
+from dicomai.study import Series, Stack
+from dicomai.workitem import Kind
+
+log = structlog.get_logger()
+
+_RETRY_SECONDS = 30.0
+
+
+class Worker:
+    """Works off inference items, one at a time."""
+
+    def __init__(
+        self,
+        store: Store,
+        database: Database,
+        bundles: Mapping[str, Bundle],
+        settings: WorkerSettings,
+        *,
+        timezone: str | None,
+        load_engine: Callable[[Bundle], Engine],
+    ) -> None:
+        """Make a worker.
+
+        Args:
+            store: where images and results are.
+            database: where the worklist is.
+            bundles: the bundle of every model that a route names.
+            settings: lease, attempts, threads.
+            timezone: the hospital's, an IANA name; None for the host's.
+            load_engine: makes a bundle ready to run; what it gives is kept warm.
+        """
+        self._store = store
+        self._worklist = Worklist(database)
+        self._installation = database.installation()
+        self._bundles = bundles
+        self._settings = settings
+        self._timezone = timezone
+        self._load_engine = load_engine
+        self._engines: dict[str, Engine] = {}
+        self._owner = owner_name("worker", os.getpid())
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until told to stop; an item under way is finished first."""
+        while not stop.is_set():
+            try:
+                busy = self.step()
+            except StoreError as error:
+                log.error("the worklist cannot be asked", error=str(error))
+                busy = False
+            if not busy:
+                stop.wait(0.5)
+
+    def step(self) -> bool:
+        """Work off one item; tells whether there was one."""
+        claim = self._worklist.claim(Kind.INFERENCE, self._owner, self._settings.lease, self._settings.attempts)
+        if claim is None:
+            return False
+        log.info("analysis begins", study=claim.trace, workitem=claim.item, attempt=claim.attempt)
+        try:
+            with leases.kept(self._worklist, claim, self._settings.lease) as progress:
+                self._work(claim, progress)
+        except StaleAttemptError as error:
+            log.warning("the result is dropped", study=claim.trace, workitem=claim.item, error=str(error))
+        return True
+
+    def _work(self, claim: Claim, progress: Callable[[float], None]) -> None:
+        why = self._worklist.doubt(claim.study_id)
+        if why:
+            log.warning("held for a person", study=claim.trace, workitem=claim.item, why=why)
+            self._worklist.hold(claim, why)
+            return
+        try:
+            analysis = self._analyse(claim, progress)
+            objects = [self._freeze(claim, built) for built in analysis.objects]
+        except DicomaiError as error:
+            if error.retryable:
+                log.warning(
+                    "analysis failed; it is tried again", study=claim.trace, workitem=claim.item, error=str(error)
+                )
+                self._worklist.postpone(claim, _RETRY_SECONDS * claim.attempt, str(error))
+            else:
+                log.warning("not analysed", study=claim.trace, workitem=claim.item, error=str(error))
+                self._worklist.fail(claim, str(error))
+            return
+        except Exception as error:
+            log.exception("a bundle failed unexpectedly", study=claim.trace, workitem=claim.item)
+            name = type(error).__name__
+            self._worklist.fail(claim, f"{claim.route['model']} failed with {name}; the log of the worker says where.")
+            return
+        destinations = [str(name) for name in claim.route["destinations"]]
+        self._worklist.finish_inference(claim, objects, destinations)
+        log.info(
+            "analysis complete",
+            study=claim.trace,
+            workitem=claim.item,
+            outcome=analysis.findings.outcome.value,
+            objects=len(objects),
+            destinations=destinations,
+        )
+
+    def _analyse(self, claim: Claim, progress: Callable[[float], None]) -> Analysis:
+        route = claim.route
+        bundle = self._bundles.get(str(route["model"]))
+        if bundle is None:
+            raise BundleError(f"Model {route['model']} is in no route any more; add the route again, then retry.")
+        inputs = self._worklist.inputs(claim)
+        stacks = {one.role: self._stack(one) for one in inputs}
+        newest = read_instance(self._store, self._worklist.newest_image(claim.study_id, inputs)).header
+        predecessors = self._worklist.predecessors(claim)
+        request = Request(
+            bundle=bundle,
+            inputs=stacks,
+            newest=newest,
+            outside_validated=OutsideValidated(str(route["outside_validated"])),
+            outputs=tuple(str(output) for output in route["outputs"]),
+            work_digest=claim.digest,
+            generation=claim.generation,
+            installation=self._installation,
+            series_numbers=self._series_numbers(claim.study_id),
+            supersedes=tuple(
+                Predecessor(
+                    output=old.output,
+                    study_instance_uid=str(newest.StudyInstanceUID),
+                    series_instance_uid=old.series_instance_uid,
+                    sop_instance_uid=old.sop_instance_uid,
+                    sop_class_uid=old.sop_class_uid,
+                    series_number=old.series_number,
+                )
+                for old in predecessors
+            ),
+            timezone=self._timezone,
+            threads=self._settings.threads,
+        )
+        return analyse(request, self._engine(bundle), progress)
+
+    def _stack(self, planned: JobInput) -> Stack:
+        """Read the planned images; they are split again, since a multi-frame image can belong to several stacks."""
+        instances = tuple(read_instance(self._store, image) for image in planned.images)
+        for stack in split(Series("", instances)):
+            if stack.key == planned.stack:
+                return stack
+        raise UnreadableError(f"The images of stack '{planned.stack}' are not what was planned; send the series again.")
+
+    def _engine(self, bundle: Bundle) -> Engine:
+        engine = self._engines.get(bundle.digest)
+        if engine is None:
+            engine = self._engines[bundle.digest] = self._load_engine(bundle)
+        return engine
+
+    def _series_numbers(self, study_id: int) -> frozenset[int]:
+        """Every Series Number that the study uses, as far as its images are here, and those of our own results."""
+        numbers = set(self._worklist.series_numbers(study_id))
+        for key in self._worklist.one_of_each_series(study_id):
+            with self._store.open(key) as stream:
+                value = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=["SeriesNumber"]).get(
+                    "SeriesNumber"
+                )
+            if value is not None:
+                numbers.add(int(value))
+        return frozenset(numbers)
+
+    def _freeze(self, claim: Claim, built: Built) -> FrozenObject:
+        """Make an object's bytes durable, under a key of this attempt alone."""
+        key = result_key(claim.item, claim.attempt, built.sop_instance_uid)
+        self._store.put(key, built.data)
+        return FrozenObject(
+            built.output,
+            built.sop_class_uid,
+            built.sop_instance_uid,
+            built.series_instance_uid,
+            built.series_number,
+            key,
+        )
