@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     commands = root.add_subparsers(metavar="COMMAND", required=True)
 
     serve = _add(commands, "serve", _serve, "run the node", "dicomai serve --config /etc/dicomai/dicomai.toml")
-    serve.add_argument("--only", metavar="ROLES", help="receiver,planner,worker,delivery: only these, comma-separated")
+    serve.add_argument("--only", metavar="ROLES", help="receiver,planner,worker,delivery,console: only these, comma-separated")
 
     demo = _add(commands, "demo", _demo, "send a real study through a node, and show what comes back", "dicomai demo")
     demo.add_argument("--out", type=Path, default=Path("demo-output"), help="where results go (default: ./demo-output)")

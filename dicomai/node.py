@@ -41,10 +41,11 @@ class Role(StrEnum):
     PLANNER = "planner"
     WORKER = "worker"
     DELIVERY = "delivery"
+    CONSOLE = "console"
 
 
 # A node stops from the way in to the way out, so that nothing is begun that cannot be finished.
-STOPPING_ORDER = (Role.RECEIVER, Role.PLANNER, Role.WORKER, Role.DELIVERY)
+STOPPING_ORDER = (Role.RECEIVER, Role.PLANNER, Role.WORKER, Role.DELIVERY, Role.CONSOLE)
 
 _GRACE_SECONDS = 30.0
 _LONGEST_PAUSE = 60.0
@@ -110,6 +111,8 @@ class Node:
             self._spawn(role)
         for role in self.roles:
             self._await(role)
+        if self._stopping:
+            return
         settings = self.settings.node
         logger.info("node started", ae_title=settings.ae_title, port=settings.port, roles=[r.value for r in self.roles])
 
@@ -160,7 +163,11 @@ class Node:
 
     def _await(self, role: Role) -> None:
         child = self._children[role]
-        ready = wait([child.pipe, child.process.sentinel])
+        ready: list[object] = []
+        while not ready:
+            if self._stopping:
+                return
+            ready = list(wait([child.pipe, child.process.sentinel], timeout=0.5))
         if child.pipe in ready:
             with contextlib.suppress(EOFError):
                 child.ready = child.pipe.recv() == "ready"
@@ -371,9 +378,18 @@ def _delivery(settings: Settings, stop: threading.Event, ready: Callable[[], Non
     delivery.run(lanes, stop)
 
 
+def _console(settings: Settings, stop: threading.Event, ready: Callable[[], None]) -> None:
+    from dicomai.console import Console  # noqa: PLC0415
+
+    console = Console(settings)
+    ready()
+    console.run(stop)
+
+
 _ROLES: dict[Role, Callable[[Settings, threading.Event, Callable[[], None]], None]] = {
     Role.RECEIVER: _receiver,
     Role.PLANNER: _planner,
     Role.WORKER: _worker,
     Role.DELIVERY: _delivery,
+    Role.CONSOLE: _console,
 }
