@@ -198,8 +198,8 @@ class Bundle:
         name: its folder's name, which routes name as `model`.
         version: `version` of metadata.json.
         path: its folder.
-        digest: sha256 (hexadecimal) over the configs and dicomai.toml, in which the weights' sha256s stand: changes when
-            the model does.
+        digest: sha256 (hexadecimal) over the configs and dicomai.toml, in which the weights' sha256s stand: changes
+            when the model does.
         algorithm: what results say that made them.
         inputs: one per role; label maps lie on the grid of the first.
         layers: the segments of each label map; segments within a layer do not overlap.

@@ -1,0 +1,236 @@
+"""Frames -> array: pixel data decoded and rescaled to HU or other units; no geometry.
+
+Compressed pixel data goes through pydicom's decoders (GDCM, pylibjpeg, pyjpegls). MONOCHROME1 is not inverted, and
+Pixel Padding Value is left as it is: what they mean for a network is for its bundle to say.
+"""
+
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset, FileDataset
+from pydicom.encaps import encapsulate, generate_frames
+from pydicom.errors import InvalidDicomError
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.processing import apply_modality_lut
+from pydicom.pixels.utils import as_pixel_options, get_expected_length
+from pydicom.uid import (
+    HTJ2K,
+    JPEG2000,
+    JPEG2000MC,
+    UID,
+    JPEG2000TransferSyntaxes,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLSNearLossless,
+    JPEGLSTransferSyntaxes,
+    JPEGTransferSyntaxes,
+)
+
+from dicomai.errors import NotAcceptedError, StoreError, UnreadableError
+from dicomai.stacks import attributes, number
+from dicomai.study import Frame, Instance
+
+# Lossy by their process (PS3.5 8.2.1), and lossy unless the image says that it is not (PS3.5 8.2.3, 8.2.4, A.4).
+_ALWAYS_LOSSY = frozenset({JPEGBaseline8Bit, JPEGExtended12Bit})
+_PERHAPS_LOSSY = frozenset({JPEGLSNearLossless, JPEG2000, JPEG2000MC, HTJ2K})
+
+# Their codestreams end with the same marker: EOI in ISO 10918-1 and 14495-1, EOC in ISO 15444-1.
+_MARKED_END = frozenset({*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, *JPEG2000TransferSyntaxes})
+_END = b"\xff\xd9"
+
+_INTEGERS = (np.uint8, np.uint16, np.int16, np.int32)
+
+# What pydicom and the decoders behind it raise for content that they cannot make sense of.
+_UNDECODABLE = (
+    InvalidDicomError, RuntimeError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, EOFError,
+    OSError, struct.error, zlib.error,
+)  # fmt: skip
+
+
+def is_lossy(header: FileDataset) -> bool:
+    """Tell whether an image was ever compressed with loss: by LossyImageCompression (0028,2110) or transfer syntax.
+
+    JPEG 2000 and near-lossless JPEG-LS can be without loss: there LossyImageCompression "00" is believed.
+    """
+    stated = str(header.get("LossyImageCompression") or "")
+    syntax = header.file_meta.TransferSyntaxUID
+    return stated == "01" or syntax in _ALWAYS_LOSSY or (syntax in _PERHAPS_LOSSY and stated != "00")
+
+
+def check(instance: Instance) -> None:
+    """Refuse what is no grey image, or says of its pixels what cannot be; judged by the header alone.
+
+    Raises:
+        NotAcceptedError: colour.
+        UnreadableError: an attribute of the Image Pixel module (PS3.3 C.7.6.3) is missing or contradicts another.
+    """
+    header, uid = instance.header, instance.sop_instance_uid
+    photometric = str(header.get("PhotometricInterpretation", "")).strip()
+    if header.get("SamplesPerPixel", 1) != 1 or photometric not in {"MONOCHROME1", "MONOCHROME2"}:
+        raise NotAcceptedError(
+            f"Instance {uid} is no grey image (PhotometricInterpretation '{photometric}'): only MONOCHROME1 and"
+            " MONOCHROME2 can be analysed."
+        )
+    for keyword in ("BitsStored", "PixelRepresentation"):
+        if header.get(keyword) is None:
+            raise UnreadableError(f"Instance {uid} has no {keyword}, without which pixels have no meaning.")
+    if header.get("HighBit", header.BitsStored - 1) != header.BitsStored - 1:
+        raise UnreadableError(
+            f"Instance {uid} has HighBit {header.HighBit} with BitsStored {header.BitsStored}, a layout that DICOM has"
+            " retired: send it re-encoded."
+        )
+
+
+def decode(frames: Sequence[Frame], threads: int) -> NDArray[Any]:
+    """Decode frames of one size, and rescale them.
+
+    Args:
+        frames: in the order of z; every one has the first one's Rows and Columns.
+        threads: how many instances are read at a time. It hides the time that storage takes; the decoders of
+            compressed pixel data run one at a time.
+
+    Returns:
+        Shape (z, y, x). Values after Modality LUT or rescaling (PS3.3 C.11.1), frame by frame where a multi-frame
+        instance says so; in the smallest of uint8, uint16, int16 and int32 that holds all that BitsStored, slope
+        and intercept allow, or in float32 where these are no whole numbers.
+
+    Raises:
+        UnreadableError: pixel data is missing, truncated or cannot be decoded, or its rescaling has no meaning.
+        StoreError: the storage did not give an instance.
+    """
+    header = frames[0].instance.header
+    size = (int(header.Rows), int(header.Columns))
+    rescales = [_rescale(frame) for frame in frames]
+    array = np.empty((len(frames), *size), dtype=_dtype(frames, rescales))
+    places: dict[str, list[int]] = {}
+    for z, frame in enumerate(frames):
+        places.setdefault(frame.instance.sop_instance_uid, []).append(z)
+
+    def fill(zs: list[int]) -> None:
+        instance = frames[zs[0]].instance
+        decoded = _stored(instance, [(frames[z].number or 1) - 1 for z in zs])
+        for z in zs:
+            try:
+                stored = next(decoded)
+                if stored.shape != size:
+                    raise ValueError(f"it has the shape {stored.shape}, not {size}")
+                array[z] = _units(stored, rescales[z], array.dtype)
+            except _UNDECODABLE as error:
+                which = "" if frames[z].number is None else f", frame {frames[z].number},"
+                raise UnreadableError(
+                    f"Pixel data of instance {instance.sop_instance_uid}{which} cannot be decoded"
+                    f" ({instance.header.file_meta.TransferSyntaxUID.name}): {_first_line(error)}."
+                ) from error
+
+    _each(fill, list(places.values()), threads)
+    return array
+
+
+def _each(work: Callable[[list[int]], None], jobs: list[list[int]], threads: int) -> None:
+    """Do jobs in threads; the first failure drops those that have not begun and is raised."""
+    with ThreadPoolExecutor(max_workers=max(1, threads), thread_name_prefix="volume") as pool:
+        try:
+            for _ in pool.map(work, jobs):
+                pass
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _stored(instance: Instance, indices: Sequence[int]) -> Iterator[NDArray[Any]]:
+    """Decode the stored values of some frames of an instance, each of shape (y, x)."""
+    try:
+        with instance.open() as stream:
+            content = stream.read()
+    except OSError as error:
+        raise StoreError(
+            f"Instance {instance.sop_instance_uid} cannot be read from storage: {type(error).__name__}."
+        ) from error
+    ds = pydicom.dcmread(BytesIO(content))
+    syntax = UID(instance.transfer_syntax_uid)
+    decoder = get_decoder(syntax)
+    if not syntax.is_encapsulated:
+        # Padding beyond the last frame is harmless; pydicom would warn of it for every image.
+        expected = _native_length(ds)
+        if len(ds.PixelData) > expected:
+            ds.PixelData = ds.PixelData[:expected]
+        for index in indices:
+            yield decoder.as_array(ds, raw=True, index=index)[0]
+        return
+    options = as_pixel_options(ds, number_of_frames=1)
+    tables = options.pop("extended_offsets", None)
+    encoded = list(
+        generate_frames(ds.PixelData, number_of_frames=instance.number_of_frames, extended_offsets=tables)
+    )
+    for index in indices:
+        codestream = encoded[index]
+        if syntax in _MARKED_END and not codestream.rstrip(b"\0\xff").endswith(_END):  # padded with either
+            raise ValueError("the codestream ends early")
+        yield decoder.as_array(encapsulate([codestream]), raw=True, index=0, **options)[0]
+
+
+def _native_length(ds: FileDataset) -> int:
+    length = get_expected_length(ds)
+    return length + length % 2
+
+
+@dataclass(frozen=True, slots=True)
+class _Rescale:
+    """How stored values become units (PS3.3 C.11.1): the attributes, and what they come to as whole numbers."""
+
+    source: Dataset
+    whole: tuple[int, int] | None  # (slope, intercept); None where it takes more than whole numbers
+
+
+def _rescale(frame: Frame) -> _Rescale:
+    source = attributes(frame, "PixelValueTransformationSequence")
+    if source.get("ModalityLUTSequence"):
+        return _Rescale(source, None)
+    slope, intercept = number(source, "RescaleSlope"), number(source, "RescaleIntercept")
+    if slope is None and intercept is None:
+        return _Rescale(source, (1, 0))
+    if slope is None or intercept is None or slope == 0:
+        raise UnreadableError(
+            f"Instance {frame.instance.sop_instance_uid} has RescaleSlope {slope} with RescaleIntercept {intercept},"
+            " which give no values: send it with both."
+        )
+    whole = (int(slope), int(intercept)) if slope.is_integer() and intercept.is_integer() else None
+    return _Rescale(source, whole)
+
+
+def _dtype(frames: Sequence[Frame], rescales: Sequence[_Rescale]) -> np.dtype[Any]:
+    """Choose the smallest type that holds every value which BitsStored, slope and intercept allow."""
+    reach = []
+    for frame, rescale in zip(frames, rescales, strict=True):
+        if rescale.whole is None:
+            return np.dtype(np.float32)
+        header, (slope, intercept) = frame.instance.header, rescale.whole
+        bits, signed = int(header.BitsStored), int(header.PixelRepresentation)
+        lowest, highest = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
+        reach += [lowest * slope + intercept, highest * slope + intercept]
+    for kind in _INTEGERS:
+        if np.iinfo(kind).min <= min(reach) and max(reach) <= np.iinfo(kind).max:
+            return np.dtype(kind)
+    return np.dtype(np.float32)
+
+
+def _units(stored: NDArray[Any], rescale: _Rescale, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Rescale stored values; integers stay exact."""
+    if dtype.kind == "f" or rescale.whole is None:
+        return apply_modality_lut(stored, rescale.source)
+    slope, intercept = rescale.whole
+    found = stored if rescale.whole == (1, 0) else stored.astype(np.int64) * slope + intercept
+    if found.min() < np.iinfo(dtype).min or found.max() > np.iinfo(dtype).max:
+        raise ValueError("values lie beyond what BitsStored allows")
+    return found
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".:") or type(error).__name__
