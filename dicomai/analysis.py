@@ -160,6 +160,7 @@ def _provenance(request: Request) -> Provenance:
             version=algorithm.version,
             family=algorithm.family,
             weights_digest=request.bundle.weights.digest,
+            manufacturer=algorithm.manufacturer,
             description=algorithm.description,
             reference=algorithm.reference or None,
         ),

@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 from pydicom.sr.coding import Code
 
 
-
 class Outcome(StrEnum):
     """What the analysis came to (after CID 6047)."""
 

@@ -1,5 +1,7 @@
 """Study, Series, Stack, Frame, Instance: what images are, before anyone reads their pixels."""
 
+import struct
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
@@ -44,6 +46,13 @@ class Identity:
         return tuple(keyword for keyword, one, two in pairs if one != two)
 
 
+# What pydicom raises for a file that is none of its own, or a broken one.
+_UNREADABLE = (
+    pydicom.errors.InvalidDicomError, EOFError, ValueError, OSError, LookupError, TypeError, AttributeError,
+    NotImplementedError, struct.error, zlib.error,
+)  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class Instance:
     """One SOP instance: its attributes without pixel data, and a way to read it whole.
@@ -65,13 +74,16 @@ class Instance:
             label: what to call the file in an error.
 
         Raises:
-            UnreadableError: it is no DICOM file.
+            UnreadableError: it is no DICOM file, or does not say which instance it is and how it is encoded.
         """
         try:
             with opener() as stream:
                 header = pydicom.dcmread(stream, stop_before_pixels=True)
-        except (pydicom.errors.InvalidDicomError, EOFError, ValueError, OSError, KeyError) as error:
+        except _UNREADABLE as error:
             raise UnreadableError(f"{label} cannot be read as DICOM: {type(error).__name__}.") from error
+        for keyword, ds in (("TransferSyntaxUID", header.file_meta), ("SOPInstanceUID", header)):
+            if not ds.get(keyword):
+                raise UnreadableError(f"{label} cannot be read as DICOM: it has no {keyword}; send it again.")
         return cls(header=header, open=opener)
 
     def dataset(self) -> FileDataset:

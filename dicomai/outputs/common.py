@@ -1,0 +1,238 @@
+"""What all result objects have in common: file meta information, equipment, description, segment numbers, bytes."""
+
+import copy
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import dcmwrite
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.filewriter import correct_ambiguous_vr
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+from pydicom.uid import UID, ExplicitVRLittleEndian
+from pydicom.valuerep import DSfloat
+
+from dicomai.errors import GeometryError, InferenceError
+from dicomai.findings import Findings, Layer, Segment
+from dicomai.outputs.header import restate, stamp, zone
+from dicomai.outputs.provenance import Provenance, Sources
+from dicomai.stacks import attributes, number, numbers
+from dicomai.study import Frame
+
+MANUFACTURER = "dicomai"
+MODEL_NAME = "dicomai"
+
+# The implementation is the node as a whole (PS3.7 D.3.3.2): the receiver names itself by the same UID.
+IMPLEMENTATION_CLASS_UID = "2.25.212570732527201467633270629263002747987"
+
+_LONGEST = 64  # characters of a Long String (PS3.5 6.2, VR LO)
+
+
+@dataclass(frozen=True, slots=True)
+class NumberedSegment:
+    """A segment that has voxels, with its number in the result.
+
+    Attributes:
+        number: Segment Number (0062,0004) in the segmentation object, from 1 without a gap.
+        layer: index of its layer in the findings.
+        segment: what it is; `segment.number` is its value in the layer's label map.
+        voxels: how many voxels it has.
+    """
+
+    number: int
+    layer: int
+    segment: Segment
+    voxels: int
+
+
+def found_segments(findings: Findings) -> tuple[NumberedSegment, ...]:
+    """Number the segments that have voxels: layer by layer, by their number in the label map.
+
+    Raises:
+        InferenceError: a label map has a value that no segment describes.
+    """
+    found: list[NumberedSegment] = []
+    for index, layer in enumerate(findings.layers):
+        sizes = _sizes(layer)
+        for segment in sorted(layer.segments, key=lambda segment: segment.number):
+            if segment.number < len(sizes) and sizes[segment.number]:
+                found.append(NumberedSegment(len(found) + 1, index, segment, int(sizes[segment.number])))
+                sizes[segment.number] = 0
+        if sizes[1:].any():
+            value = int(np.flatnonzero(sizes[1:])[0]) + 1
+            raise InferenceError(f"The label map has the value {value}, which no segment of the bundle describes.")
+    return tuple(found)
+
+
+def missing_segments(findings: Findings) -> Iterator[tuple[int, Segment]]:
+    """Give the segments that were looked for and have no voxel, each with the index of its layer."""
+    found = {(numbered.layer, numbered.segment.number) for numbered in found_segments(findings)}
+    for index, layer in enumerate(findings.layers):
+        for segment in layer.segments:
+            if (index, segment.number) not in found:
+                yield index, segment
+
+
+def _sizes(layer: Layer) -> NDArray[np.int64]:
+    """Count the voxels of each value, slice by slice: `bincount` makes a copy of eight bytes per voxel."""
+    longest = int(layer.labels.max(initial=0)) + 1
+    sizes = np.zeros(longest, dtype=np.int64)
+    for plane in layer.labels:
+        sizes += np.bincount(plane.ravel(), minlength=longest)
+    return sizes
+
+
+def tracking(provenance: Provenance, layer: int, segment: Segment) -> tuple[str, str]:
+    """Give a segment's tracking identifier and UID, which the segmentation and the report share."""
+    return (
+        f"{provenance.algorithm.name}: {segment.label}",
+        provenance.uid("tracking", f"{layer}.{segment.number}"),
+    )
+
+
+def series_description(sources: Sources, provenance: Provenance, output: str) -> str:
+    """Describe a result's series in at most 64 characters; 'unverified' is always among them."""
+    name = provenance.algorithm.name
+    series_number = sources.header.get("SeriesNumber")
+    of = f" of S{series_number}" if series_number is not None else ""
+    predecessor = provenance.predecessor(output)
+    end = f" {provenance.algorithm.version}{of}, unverified"
+    hint = f", supersedes S{predecessor.series_number}" if predecessor else ""
+    if len(f"AI {name}{end}{hint}") > _LONGEST:
+        hint = ""
+    if len(f"AI {name}{end}") > _LONGEST:
+        end = f" {provenance.algorithm.version[:16]}{of}, unverified"
+    room = _LONGEST - len(f"AI {end}{hint}")
+    return f"AI {name[:room]}{end}{hint}".replace("\\", "/")
+
+
+def finish(ds: Dataset, sources: Sources, provenance: Provenance, output: str) -> Dataset:
+    """Give an object that highdicom built what all results have, and the patient's and the study's attributes.
+
+    Series and equipment (PS3.3 C.7.3.1, C.7.5.1), Contributing Equipment (C.12.1), dates and times in the hospital's
+    zone, file meta information (PS3.10 7.1).
+    """
+    made = Dataset()
+    for element in ds:
+        made[element.tag] = element
+    made.SeriesDescription = series_description(sources, provenance, output)
+    made.ContributingEquipmentSequence = [_contributing_equipment(provenance)]
+    offset = zone(sources.newest)
+    stamp(made, provenance.created.astimezone(offset) if offset else provenance.hospital_time())
+    made.file_meta = FileMetaDataset()
+    made.file_meta.MediaStorageSOPClassUID = UID(made.SOPClassUID)
+    made.file_meta.MediaStorageSOPInstanceUID = UID(made.SOPInstanceUID)
+    made.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    made.file_meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
+    made.file_meta.ImplementationVersionName = f"DICOMAI_{provenance.software_version}"[:16]
+    made.StudyInstanceUID = str(sources.header.StudyInstanceUID)
+    return restate(correct_ambiguous_vr(made, True), sources.newest)
+
+
+def equipment(provenance: Provenance) -> dict[str, Any]:
+    """Give highdicom's arguments for the equipment that made an object (PS3.3 C.7.5.1)."""
+    return {
+        "manufacturer": MANUFACTURER,
+        "manufacturer_model_name": MODEL_NAME,
+        "software_versions": provenance.software_version,
+        "device_serial_number": provenance.installation,
+    }
+
+
+def encode(ds: Dataset) -> bytes:
+    """Give the bytes of a result's DICOM file (PS3.10), Explicit VR Little Endian; the same for the same object."""
+    buffer = io.BytesIO()
+    dcmwrite(buffer, ds, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def _contributing_equipment(provenance: Provenance) -> Dataset:
+    """Describe the algorithm as equipment; its Device UID changes when the model does.
+
+    The scanner is left out on purpose, with its institution and station: the source images have them.
+    """
+    algorithm = provenance.algorithm
+    item = Dataset()
+    item.PurposeOfReferenceCodeSequence = [code_item(codes.DCM.ProcessingEquipment)]
+    item.Manufacturer = algorithm.manufacturer or MANUFACTURER
+    item.ManufacturerModelName = algorithm.name
+    item.DeviceSerialNumber = algorithm.weights_digest[:64]
+    item.SoftwareVersions = [algorithm.version, f"dicomai {provenance.software_version}"]
+    item.DeviceUID = algorithm.device_uid
+    item.ContributionDescription = (algorithm.description or "Analysed the source images")[:1024]
+    return item
+
+
+def code_item(code: Code) -> Dataset:
+    """Encode a code (PS3.3 8.8)."""
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = code[:3]
+    if code.scheme_version:
+        item.CodingSchemeVersion = code.scheme_version
+    return item
+
+
+def carry(made: Dataset, header: Dataset, keyword: str) -> None:
+    """Copy an attribute as it is, without judging its value again."""
+    made[keyword] = copy.deepcopy(header[keyword])
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """Where the slices lie, as their images say (PS3.3 C.7.6.2, C.7.6.16.2).
+
+    Attributes:
+        orientation: six direction cosines, of the first slice; the others differ by less than the volume allows.
+        positions: for each slice the position of its first voxel's centre, LPS, mm.
+        pixel_spacing: between rows, between columns, mm.
+        slice_thickness: as stated, in mm; the spacing where nothing is stated.
+        spacing: mean distance of neighbouring slices along the normal, mm; None for a single slice.
+    """
+
+    orientation: tuple[float, ...]
+    positions: tuple[tuple[float, ...], ...]
+    pixel_spacing: tuple[float, ...]
+    slice_thickness: float
+    spacing: float | None
+
+
+def geometry(sources: Sources) -> Geometry:
+    """Read where the slices lie.
+
+    Raises:
+        GeometryError: a slice does not say where it lies.
+    """
+    first = sources.frames[0]
+    orientation = _numbers(first, "PlaneOrientationSequence", "ImageOrientationPatient")
+    positions = tuple(_numbers(frame, "PlanePositionSequence", "ImagePositionPatient") for frame in sources.frames)
+    normal = np.cross(orientation[:3], orientation[3:])
+    along = np.asarray(positions) @ normal
+    spacing = float(abs(along[-1] - along[0]) / (len(along) - 1)) if len(along) > 1 else None
+    thickness = number(attributes(first, "PixelMeasuresSequence"), "SliceThickness") or spacing
+    if thickness is None:
+        raise GeometryError("The only slice says no SliceThickness: without it there is no volume.")
+    return Geometry(
+        orientation=orientation,
+        positions=positions,
+        pixel_spacing=_numbers(first, "PixelMeasuresSequence", "PixelSpacing"),
+        slice_thickness=thickness,
+        spacing=spacing,
+    )
+
+
+def _numbers(frame: Frame, macro: str, keyword: str) -> tuple[float, ...]:
+    found = numbers(attributes(frame, macro), keyword)
+    if not found:
+        raise GeometryError(
+            f"Image {frame.instance.sop_instance_uid} has no {keyword}: its result cannot be placed on it."
+        )
+    return found
+
+
+def decimals(values: tuple[float, ...]) -> list[DSfloat]:
+    """Write numbers as decimal strings of at most 16 characters (PS3.5 6.2, VR DS)."""
+    return [DSfloat(value, auto_format=True) for value in values]

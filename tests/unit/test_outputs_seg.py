@@ -1,0 +1,253 @@
+"""The segmentation object: every voxel where it was, every reference to the right image."""
+
+import io
+from dataclasses import replace
+from typing import Any
+
+import highdicom as hd
+import numpy as np
+import pydicom
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.sr.coding import Code
+
+from dicomai.errors import GeometryError, InferenceError
+from dicomai.findings import Findings, Layer, Outcome
+from dicomai.outputs import Sources, build, encode
+from tests import results, synthetic
+
+
+def built(findings: Findings, sources: Sources, **changes: Any) -> Dataset:
+    """Build a segmentation and read it back from its bytes."""
+    ds = build("seg", findings, sources, results.provenance(**changes))
+    assert ds is not None
+    return pydicom.dcmread(io.BytesIO(encode(ds)))
+
+
+def label_maps(ds: Dataset, sources: Sources) -> dict[int, NDArray[np.bool_]]:
+    """Read the segments' masks (z, y, x) by the references to source images, as viewers do."""
+    place = {(frame.instance.sop_instance_uid, frame.number): z for z, frame in enumerate(sources.frames)}
+    masks = {
+        int(item.SegmentNumber): np.zeros((len(sources.frames), ds.Rows, ds.Columns), dtype=bool)
+        for item in ds.SegmentSequence
+    }
+    pixels = ds.pixel_array.reshape(-1, ds.Rows, ds.Columns)
+    shared = ds.SharedFunctionalGroupsSequence[0]
+    for groups, plane in zip(ds.PerFrameFunctionalGroupsSequence, pixels, strict=True):
+        image = groups.DerivationImageSequence[0].SourceImageSequence[0]
+        z = place[(image.ReferencedSOPInstanceUID, image.get("ReferencedFrameNumber"))]
+        identified = groups.get("SegmentIdentificationSequence") or shared.SegmentIdentificationSequence
+        masks[identified[0].ReferencedSegmentNumber][z] = plane
+    return masks
+
+
+def voxels_in_space(ds: Dataset) -> NDArray[np.float64]:
+    """Give the LPS position of every voxel of a segmentation, by the planes' positions, sorted."""
+    shared = ds.SharedFunctionalGroupsSequence[0]
+    cosines = np.asarray(shared.PlaneOrientationSequence[0].ImageOrientationPatient, float)
+    rows, columns = map(float, shared.PixelMeasuresSequence[0].PixelSpacing)
+    found = []
+    for groups, plane in zip(
+        ds.PerFrameFunctionalGroupsSequence, ds.pixel_array.reshape(-1, ds.Rows, ds.Columns), strict=True
+    ):
+        corner = np.asarray(groups.PlanePositionSequence[0].ImagePositionPatient, float)
+        for y, x in np.argwhere(plane):
+            found.append(corner + cosines[:3] * columns * x + cosines[3:] * rows * y)
+    return np.asarray(sorted(map(tuple, found)))
+
+
+def expected_in_space(labels: NDArray[Any], sources: Sources) -> NDArray[np.float64]:
+    """Give the same of a label map, by the source images' own attributes."""
+    found = []
+    for z, y, x in np.argwhere(labels):
+        header = sources.frames[z].instance.header
+        cosines = np.asarray(header.ImageOrientationPatient, float)
+        rows, columns = map(float, header.PixelSpacing)
+        corner = np.asarray(header.ImagePositionPatient, float)
+        found.append(corner + cosines[:3] * columns * x + cosines[3:] * rows * y)
+    return np.asarray(sorted(map(tuple, found)))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    data=st.data(),
+    orientation=st.sampled_from(sorted(synthetic.ORIENTATIONS)),
+    reverse=st.booleans(),
+    jitter=st.booleans(),
+    shape=st.tuples(st.integers(2, 6), st.integers(3, 9), st.integers(3, 9)),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_label_map_comes_back_exactly(
+    data: st.DataObject,
+    orientation: str,
+    reverse: bool,
+    jitter: bool,
+    shape: tuple[int, int, int],
+    seed: int,
+) -> None:
+    random = np.random.default_rng(seed)
+    positions = np.arange(shape[0]) * 7.0
+    if jitter:
+        positions = positions + random.uniform(-0.035, 0.035, shape[0])
+    images = synthetic.series(shape=shape, orientation=orientation, positions=positions, reverse=reverse)
+    order = data.draw(st.permutations(range(shape[0])))
+    sources = results.sources(synthetic.instances([images[z] for z in order]))
+    labels = random.integers(0, 4, shape).astype(np.uint8)
+    labels[0, 0, 0] = 2
+    segments = [results.segment(number, f"Part {number}") for number in (1, 2, 3)]
+    ds = built(results.findings(labels, segments=segments), sources)
+    masks = label_maps(ds, sources)
+    described = {int(item.SegmentNumber): item.SegmentLabel for item in ds.SegmentSequence}
+    assert sorted(described.values()) == [f"Part {value}" for value in np.unique(labels[labels > 0])]
+    for number, label in described.items():
+        np.testing.assert_array_equal(masks[number], labels == int(label[-1]))
+    np.testing.assert_allclose(voxels_in_space(ds), expected_in_space(labels, sources), atol=1e-6)
+
+
+def test_highdicom_reads_the_same_volume() -> None:
+    sources = results.sources(synthetic.instances(synthetic.series(shape=(6, 12, 14), orientation="sagittal")))
+    labels = results.ball((6, 12, 14))
+    read = hd.seg.Segmentation.from_dataset(built(results.findings(labels), sources))
+    uids = [frame.instance.sop_instance_uid for frame in sources.frames]
+    pixels = read.get_pixels_by_source_instance(uids, combine_segments=True, assert_missing_frames_are_empty=True)
+    np.testing.assert_array_equal(pixels, labels)
+
+
+def test_enhanced_multi_frame_source_is_referred_to_by_frame() -> None:
+    image = synthetic.enhanced(shape=(6, 9, 11), orientation="coronal")
+    whole = results.sources(synthetic.instances([image]))
+    part = Sources(whole.frames[2:5], whole.newest, lossy=False)  # one stack of several in the instance
+    labels = results.ball((3, 9, 11))
+    ds = built(results.findings(labels), part)
+    np.testing.assert_array_equal(label_maps(ds, part)[1], labels == 1)
+    assert [item.ReferencedSOPInstanceUID for item in ds.SourceImageSequence] == [image.SOPInstanceUID]
+    assert ds.SourceImageSequence[0].ReferencedSOPClassUID == image.SOPClassUID
+
+
+def test_a_segment_without_voxels_is_left_out_and_numbers_have_no_gap() -> None:
+    sources = results.sources(synthetic.instances(synthetic.series(shape=(4, 8, 8))))
+    labels = results.ball((4, 8, 8), value=3)
+    segments = [results.segment(number, f"Part {number}") for number in (1, 2, 3)]
+    ds = built(results.findings(labels, segments=segments), sources)
+    assert [(item.SegmentNumber, item.SegmentLabel) for item in ds.SegmentSequence] == [(1, "Part 3")]
+    np.testing.assert_array_equal(label_maps(ds, sources)[1], labels == 3)
+
+
+def test_nothing_found_makes_no_object() -> None:
+    sources = results.sources(synthetic.instances(synthetic.series(shape=(4, 8, 8))))
+    nothing = results.findings(np.zeros((4, 8, 8), np.uint8), outcome=Outcome.NEGATIVE)
+    assert build("seg", nothing, sources, results.provenance()) is None
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_layers_become_segments_of_one_object(overlap: bool) -> None:
+    sources = results.sources(synthetic.instances(synthetic.series(shape=(4, 8, 8))))
+    one, other = np.zeros((4, 8, 8), np.uint8), np.zeros((4, 8, 8), np.uint16)
+    one[:, :4] = 5
+    other[:, 3 if overlap else 4 :] = 300
+    layers = (
+        Layer(one, (results.segment(5, "Organ"),)),
+        Layer(other, (results.segment(300, "Lesion", category=results.ABNORMALITY),)),
+    )
+    ds = built(Findings(layers, (), Outcome.FINDINGS), sources)
+    masks = label_maps(ds, sources)
+    np.testing.assert_array_equal(masks[1], one == 5)
+    np.testing.assert_array_equal(masks[2], other == 300)
+    assert [item.SegmentLabel for item in ds.SegmentSequence] == ["Organ", "Lesion"]
+    assert ds.SegmentsOverlap == ("YES" if overlap else "NO")
+
+
+def test_spacing_comes_from_positions_not_from_the_header() -> None:
+    images = synthetic.series(shape=(5, 8, 8), spacing=(7.0, 1, 1), SpacingBetweenSlices="2.0", SliceThickness="5.0")
+    ds = built(results.findings(results.ball((5, 8, 8))), results.sources(synthetic.instances(images)))
+    measures = ds.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    assert (float(measures.SpacingBetweenSlices), float(measures.SliceThickness)) == (7.0, 5.0)
+
+
+def test_segment_says_what_it_is_and_what_made_it() -> None:
+    sources = results.sources(synthetic.instances(synthetic.series(shape=(4, 8, 8))))
+    ds = built(results.findings(results.ball((4, 8, 8))), sources)
+    item = ds.SegmentSequence[0]
+    assert item.SegmentAlgorithmType == "AUTOMATIC"
+    assert item.SegmentedPropertyTypeCodeSequence[0].CodeValue == "128319008"
+    assert item.AnatomicRegionSequence[0].CodeValue == "128319008"
+    identified = item.SegmentationAlgorithmIdentificationSequence[0]
+    assert (identified.AlgorithmName, identified.AlgorithmVersion) == ("brain_extraction", "1.0.2")
+    assert identified.AlgorithmFamilyCodeSequence[0].CodeValue == "123110"
+    assert "39a7b2b5f799faa1" in identified.AlgorithmParameters
+    color = hd.color.CIELabColor.from_dicom_value(item.RecommendedDisplayCIELabValue).to_rgb(clip=True)
+    assert max(abs(a - b) for a, b in zip(color, results.segment().color, strict=True)) <= 2
+    assert ds.SegmentationType == "BINARY"
+
+
+def test_a_loss_in_the_sources_is_carried_on() -> None:
+    images = synthetic.series(shape=(4, 8, 8), LossyImageCompression="01", LossyImageCompressionRatio="12.5",
+                              LossyImageCompressionMethod="ISO_10918_1")  # fmt: skip
+    sources = replace(results.sources(synthetic.instances(images)), lossy=True)
+    ds = built(results.findings(results.ball((4, 8, 8))), sources)
+    assert (ds.LossyImageCompression, float(ds.LossyImageCompressionRatio)) == ("01", 12.5)
+
+
+def test_body_part_is_copied_and_never_guessed() -> None:
+    with_part = synthetic.series(shape=(3, 8, 8), BodyPartExamined="KNEE", Laterality="L")
+    without = synthetic.series(shape=(3, 8, 8), BodyPartExamined=None)
+    found = results.findings(results.ball((3, 8, 8)))
+    ds = built(found, results.sources(synthetic.instances(with_part)))
+    assert ds.BodyPartExamined == "KNEE"
+    assert "BodyPartExamined" not in built(found, results.sources(synthetic.instances(without)))
+
+
+def test_mask_on_another_grid_is_refused() -> None:
+    sources = results.sources(synthetic.instances(synthetic.series(shape=(4, 8, 8))))
+    with pytest.raises(InferenceError, match=r"\(4, 8, 9\).*\(4, 8, 8\).*another grid"):
+        build("seg", results.findings(results.ball((4, 8, 9))), sources, results.provenance())
+
+
+def test_value_without_description_is_refused() -> None:
+    sources = results.sources(synthetic.instances(synthetic.series(shape=(4, 8, 8))))
+    with pytest.raises(InferenceError, match="value 7"):
+        build("seg", results.findings(results.ball((4, 8, 8), value=7)), sources, results.provenance())
+
+
+def test_image_without_a_position_is_refused() -> None:
+    images = synthetic.series(shape=(1, 8, 8))
+    sources = results.sources(synthetic.instances(images))
+    del sources.frames[0].instance.header.ImagePositionPatient
+    with pytest.raises(GeometryError, match="ImagePositionPatient"):
+        build("seg", results.findings(results.ball((1, 8, 8))), sources, results.provenance())
+
+
+def test_source_without_frame_of_reference_still_gets_its_overlay() -> None:
+    images = synthetic.series(shape=(4, 8, 8), FrameOfReferenceUID=None)
+    sources = results.sources(synthetic.instances(images))
+    labels = results.ball((4, 8, 8))
+    ds = built(results.findings(labels), sources)
+    np.testing.assert_array_equal(label_maps(ds, sources)[1], labels == 1)
+    assert ds.FrameOfReferenceUID.startswith("2.25.")
+
+
+def test_unknown_source_class_is_referred_to_as_it_is() -> None:
+    images = synthetic.series(shape=(3, 8, 8))
+    for ds in images:
+        ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = "1.2.3.4.5"  # a private class
+    sources = results.sources(synthetic.instances(images))
+    made = built(results.findings(results.ball((3, 8, 8))), sources)
+    assert {item.ReferencedSOPClassUID for item in made.SourceImageSequence} == {"1.2.3.4.5"}
+
+
+def test_same_work_gives_the_same_bytes() -> None:
+    sources = results.sources(synthetic.instances(synthetic.series(shape=(4, 8, 8))))
+    found = results.findings(results.ball((4, 8, 8)))
+    first, again = (encode(build("seg", found, sources, results.provenance())) for _ in range(2))  # type: ignore[arg-type]
+    assert first == again
+
+
+def test_segment_type_code_is_used_as_given() -> None:
+    sources = results.sources(synthetic.instances(synthetic.series(shape=(4, 8, 8))))
+    own = Code("X1", "99SITE", "A site's own concept")
+    ds = built(results.findings(results.ball((4, 8, 8)), segments=[results.segment(type=own)]), sources)
+    item = ds.SegmentSequence[0].SegmentedPropertyTypeCodeSequence[0]
+    assert (item.CodeValue, item.CodingSchemeDesignator) == ("X1", "99SITE")
