@@ -1,0 +1,155 @@
+"""Any DICOM files to a Storage SCP, as they are: what stands behind `dicomai send`."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_file_meta_info
+
+from dicomai.config import DicomDestination
+from dicomai.destinations.dimse import MAX_CONTEXTS, Link, Peer, associate
+from dicomai.errors import DeliveryError, RejectedError, UnreachableError
+
+_MEDIA_STORAGE_DIRECTORY = "1.2.840.10008.1.3.10"
+
+
+@dataclass(frozen=True, slots=True)
+class SentFile:
+    """What became of one file.
+
+    Attributes:
+        path: the file.
+        status: Status (0000,0900) of the C-STORE response; None if there was none.
+        text: what the status means, or why there was none; '' for success.
+        is_accepted: the destination has it.
+    """
+
+    path: Path
+    status: int | None
+    text: str
+    is_accepted: bool
+
+
+Progress = Callable[[SentFile, int, int], None]
+"""Called after each file: what became of it, how many are done, how many there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    path: Path
+    sop_class_uid: str
+    transfer_syntax_uid: str
+
+    @property
+    def context(self) -> tuple[str, str]:
+        return self.sop_class_uid, self.transfer_syntax_uid
+
+
+def send_files(
+    paths: Iterable[Path],
+    settings: DicomDestination,
+    *,
+    calling_ae: str,
+    timeout: float,
+    progress: Progress | None = None,
+) -> list[SentFile]:
+    """Send DICOM files as they are, over as few associations as 128 presentation contexts allow.
+
+    A file that is refused does not keep the next from being sent; a connection that breaks ends the sending. The
+    data sets are not decoded.
+
+    Args:
+        paths: files, and folders in which every file is meant.
+        settings: where to.
+        calling_ae: the AE title to call from.
+        timeout: seconds without any progress after which an attempt ends.
+        progress: called after each file.
+
+    Returns:
+        One entry per file, in the order in which they were dealt with; those that are no DICOM files first.
+
+    Raises:
+        UnreachableError: there was no association to begin with.
+        RejectedError: the first association was refused for good.
+    """
+    peer = Peer(settings, calling_ae, timeout)
+    files, outcomes = _look_through(paths)
+    total = len(files) + len(outcomes)
+    unreadable = len(outcomes)
+
+    def note(outcome: SentFile) -> None:
+        outcomes.append(outcome)
+        if progress is not None:
+            progress(outcome, len(outcomes), total)
+
+    if progress is not None:
+        for number, outcome in enumerate(outcomes, start=1):
+            progress(outcome, number, total)
+    for batch in _batches(files):
+        try:
+            with associate(peer, list(dict.fromkeys(file.context for file in batch))) as link:
+                for file in batch:
+                    note(_send(link, file))
+        except DeliveryError as error:
+            if len(outcomes) == unreadable and not isinstance(error, _BrokenError):
+                raise
+            for file in files[len(outcomes) - unreadable :]:
+                note(SentFile(file.path, None, str(error), is_accepted=False))
+            break
+    return outcomes
+
+
+class _BrokenError(UnreachableError):
+    """The connection broke while a file was being sent."""
+
+
+def _send(link: Link, file: _File) -> SentFile:
+    try:
+        link.require(*file.context)
+    except RejectedError as error:
+        return SentFile(file.path, None, str(error), is_accepted=False)
+    try:
+        answer = link.store(file.path)
+    except UnreachableError as error:
+        raise _BrokenError(str(error)) from error
+    return SentFile(file.path, answer.status, answer.meaning, answer.is_accepted)
+
+
+def _look_through(paths: Iterable[Path]) -> tuple[list[_File], list[SentFile]]:
+    """Find the files, and sort out what is no DICOM file; a DICOMDIR in a folder is passed over."""
+    files: list[_File] = []
+    outcomes: list[SentFile] = []
+    for given in paths:
+        for path in _walk(given):
+            try:
+                meta = read_file_meta_info(path)
+                file = _File(path, str(meta.MediaStorageSOPClassUID), str(meta.TransferSyntaxUID))
+            except (InvalidDicomError, AttributeError, EOFError, OSError, ValueError, KeyError) as error:
+                reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is no DICOM file"
+                outcomes.append(SentFile(path, None, f"not sent: {reason}", is_accepted=False))
+                continue
+            if file.sop_class_uid != _MEDIA_STORAGE_DIRECTORY:
+                files.append(file)
+    return files, outcomes
+
+
+def _walk(path: Path) -> Iterator[Path]:
+    if path.is_dir():
+        yield from sorted(p for p in path.rglob("*") if p.is_file())
+    else:
+        yield path
+
+
+def _batches(files: Iterable[_File]) -> Iterator[list[_File]]:
+    """Cut the files, in their order, into runs that one association can carry."""
+    batch: list[_File] = []
+    contexts: set[tuple[str, str]] = set()
+    for file in files:
+        if file.context not in contexts and len(contexts) == MAX_CONTEXTS:
+            yield batch
+            batch, contexts = [], set()
+        batch.append(file)
+        contexts.add(file.context)
+    if batch:
+        yield batch

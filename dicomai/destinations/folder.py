@@ -1,0 +1,106 @@
+"""Folder destination: DICOM files as `<study>/<series>/<sop instance>.dcm`, whole or not at all."""
+
+import errno
+import os
+import re
+import uuid
+from collections.abc import Iterator, Sequence
+from io import BytesIO
+from pathlib import Path
+
+import pydicom
+
+from dicomai.config import FolderDestination
+from dicomai.destinations.base import Accepted, Outgoing
+from dicomai.errors import RejectedError, UnreachableError
+
+_UID = re.compile(r"[0-9]+(\.[0-9]+)*")
+
+
+class Folder:
+    """A folder, local or mounted, into which others look."""
+
+    def __init__(self, settings: FolderDestination) -> None:
+        """Make the destination; the folder is made with the first object."""
+        self._settings = settings
+
+    @property
+    def name(self) -> str:
+        """The name in the configuration."""
+        return self._settings.name
+
+    def send(self, objects: Sequence[Outgoing], accepted: Accepted) -> None:
+        """Write objects in the order given, each under a temporary name first; one that is there already is left.
+
+        Raises:
+            UnreachableError: the folder cannot be written for now.
+            RejectedError: a UID cannot be a file name, or another object has this one's UID.
+        """
+        for outgoing in objects:
+            target = self._target(outgoing)
+            try:
+                self._write(outgoing, target)
+            except OSError as error:
+                raise UnreachableError(
+                    f"Destination '{self.name}' could not write {outgoing.sop_instance_uid} into its folder"
+                    f" ({error.strerror or type(error).__name__}): check that it is mounted, writable and not full."
+                ) from error
+            accepted(outgoing, 0x0000, "")
+
+    def _target(self, outgoing: Outgoing) -> Path:
+        keywords = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+        ds = pydicom.dcmread(BytesIO(outgoing.data), specific_tags=list(keywords), stop_before_pixels=True)
+        parts = [str(ds.get(keyword) or "") for keyword in keywords]
+        for keyword, uid in zip(keywords, parts, strict=True):
+            if len(uid) > 64 or not _UID.fullmatch(uid):
+                raise RejectedError(
+                    f"Destination '{self.name}' cannot file an object whose {keyword} is no UID (PS3.5 9.1):"
+                    " correct it at its source."
+                )
+        return self._settings.path.joinpath(*parts[:2], f"{parts[2]}.dcm")
+
+    def _write(self, outgoing: Outgoing, target: Path) -> None:
+        if target.exists():
+            if target.read_bytes() != outgoing.data:
+                raise RejectedError(
+                    f"Destination '{self.name}' holds another object with the UID {outgoing.sop_instance_uid}:"
+                    " move that file away, then retry."
+                )
+            _sync(target.parent)  # an attempt before this one may have ended between the two
+            return
+        _make(target.parent)
+        temporary = target.with_name(f".{uuid.uuid4().hex}.part")
+        try:
+            with temporary.open("xb") as stream:
+                stream.write(outgoing.data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync(target.parent)
+
+
+def _make(folder: Path) -> None:
+    """Make a folder and its parents, and sync the entry of each new one."""
+    missing = list(_missing(folder))
+    for new in reversed(missing):
+        new.mkdir(exist_ok=True)
+        _sync(new.parent)
+
+
+def _missing(folder: Path) -> Iterator[Path]:
+    while not folder.exists():
+        yield folder
+        folder = folder.parent
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in {errno.EINVAL, errno.ENOTSUP}:  # network file systems order such changes themselves
+            raise
+    finally:
+        os.close(descriptor)

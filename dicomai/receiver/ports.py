@@ -1,0 +1,43 @@
+"""What the receiver needs from the rest of the node."""
+
+from collections.abc import Collection, Iterable
+from enum import StrEnum
+from typing import Any, Protocol
+
+
+class AssociationEnd(StrEnum):
+    """How an association ended."""
+
+    RELEASED = "released"  # the sender said that it was done (A-RELEASE)
+    ABORTED = "aborted"  # either side broke it off (A-ABORT)
+    LOST = "lost"  # the connection went away, or nothing came for the idle time-out
+
+
+class Intake(Protocol):
+    """Where instances go, and where associations are written down."""
+
+    def has_room(self) -> bool:
+        """Tell whether the disk is above its low-water mark."""
+
+    def open_association(self, calling_ae: str, address: str) -> int:
+        """Write down an accepted association; gives its number."""
+
+    def close_association(self, association: int, outcome: Any) -> None:
+        """Write down how an association ended: a string enumeration with the values of `AssociationEnd`."""
+
+    def renew(self, associations: Collection[int]) -> None:
+        """Say that these associations are still open."""
+
+    def accept(self, parts: Iterable[bytes | memoryview], association: int) -> object:
+        """Take in one instance; returns when it is durable and indexed.
+
+        Args:
+            parts: first the preamble with the file meta information, then the data set's bytes as received.
+            association: the association that brings it.
+
+        Raises:
+            StorageFullError: there is no room.
+            StoreError: disk or index failed.
+            NotAcceptedError: the data set is not of the announced SOP class or instance.
+            UnreadableError: it cannot be understood.
+        """

@@ -1,0 +1,345 @@
+"""Receiver: the Verification and Storage SCP on its port."""
+
+import contextlib
+import logging
+import socket
+import socketserver
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Protocol, cast
+
+import pydicom.config
+import structlog
+from pydicom.dataset import Dataset
+from pydicom.uid import UID
+from pynetdicom import AE, _config, build_context, evt
+from pynetdicom.association import Association
+from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.events import Event, EventHandlerType
+from pynetdicom.pdu import A_ABORT_RQ
+from pynetdicom.pdu_primitives import A_ASSOCIATE, SOPClassCommonExtendedNegotiation
+from pynetdicom.transport import ThreadedAssociationServer
+
+from dicomai.config import Settings
+from dicomai.errors import ConfigurationError, DicomaiError
+from dicomai.receiver import contexts, policy, statuses
+from dicomai.receiver.filemeta import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, file_head
+from dicomai.receiver.ports import AssociationEnd, Intake
+from dicomai.receiver.sessions import Session, Sessions
+
+log = structlog.get_logger()
+
+ARTIM_SECONDS = 30.0
+"""How long a connection may stay without an A-ASSOCIATE-RQ (PS3.8 9.1.5)."""
+
+_RENEWAL_SECONDS = 10.0
+_PATROL_SECONDS = 1.0
+
+
+class StopSignal(Protocol):
+    """What tells `serve` to end: a threading or multiprocessing Event."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it is set, at most `timeout` seconds; tells whether it is."""
+
+
+def serve(settings: Settings, intake: Intake, stop: StopSignal, ready: Callable[[int], None] | None = None) -> None:
+    """Receive until told to stop.
+
+    Args:
+        settings: of the node.
+        intake: where instances go.
+        stop: ends the receiver when set.
+        ready: called with the port once the receiver answers.
+
+    Raises:
+        ConfigurationError: the port cannot be had.
+    """
+    receiver = Receiver(settings, intake)
+    receiver.start()
+    try:
+        if ready is not None:
+            ready(receiver.port)
+        stop.wait()
+    finally:
+        receiver.shutdown()
+
+
+class _Connection(socket.socket):
+    """An accepted connection. The library closes one only after a shutdown that worked."""
+
+    def shutdown(self, how: int) -> None:
+        """Shut down, also what the peer has closed already."""
+        with contextlib.suppress(OSError):
+            super().shutdown(how)
+
+
+class _Server(ThreadedAssociationServer):
+    """The listening socket."""
+
+    request_queue_size = 128  # as many senders may knock at once; the library's 5 makes them wait a second
+
+    def get_request(self) -> tuple[socket.socket, tuple[str, int]]:
+        """Accept a connection."""
+        accepted, address = super().get_request()
+        connection = _Connection(fileno=accepted.detach())
+        # Answers are small and waited for: Nagle's algorithm would hold each back for 40 ms.
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # A sender that stops in the middle of a PDU would otherwise block its thread for ever.
+        connection.settimeout(self.ae.network_timeout)
+        return connection, address
+
+    def shutdown(self) -> None:
+        """Stop listening; associations go on."""
+        socketserver.TCPServer.shutdown(self)
+        self.server_close()
+
+
+class Receiver:
+    """A Verification SCP and Storage SCP that hands every instance to the intake."""
+
+    def __init__(self, settings: Settings, intake: Intake) -> None:
+        """Make a receiver; nothing listens before `start`.
+
+        Args:
+            settings: `[node]` and `[receiver]` are used.
+            intake: where instances go.
+        """
+        self._settings = settings
+        self._intake = intake
+        self._policy = policy.Policy(settings.node.ae_title, settings.receiver, intake.has_room)
+        self._sessions = Sessions(intake)
+        self._server: _Server | None = None
+        self._stopping = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on."""
+        if self._server is None:
+            return self._settings.node.port
+        return int(self._server.server_address[1])
+
+    def start(self) -> None:
+        """Listen.
+
+        Raises:
+            ConfigurationError: the address cannot be had.
+        """
+        _quieten()
+        node, limits = self._settings.node, self._settings.receiver
+        ae = AE(ae_title=node.ae_title)
+        ae.implementation_class_uid = UID(IMPLEMENTATION_CLASS_UID)
+        ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
+        ae.maximum_pdu_size = limits.max_pdu
+        ae.maximum_associations = 2**31  # ours is the limit that counts, with refused ones left out
+        ae.acse_timeout = ARTIM_SECONDS
+        ae.network_timeout = limits.idle_timeout
+        try:
+            server = ae.make_server(
+                (node.host, node.port),
+                contexts=[build_context(contexts.VERIFICATION)],
+                evt_handlers=self._handlers(),
+                server_class=_Server,
+            )
+        except OSError as error:
+            raise ConfigurationError(
+                f"Cannot listen on {node.host} port {node.port} ({error.strerror or error}): end what uses it, or"
+                " set node.host and node.port."
+            ) from error
+        self._server = cast("_Server", server)
+        listen = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="listen", daemon=True)
+        patrol = threading.Thread(target=self._patrol, name="leases", daemon=True)
+        self._threads = [listen, patrol]
+        for thread in self._threads:
+            thread.start()
+        log.info("receiver listens", ae_title=node.ae_title, host=node.host, port=self.port)
+
+    def shutdown(self, grace: float = 10.0) -> None:
+        """Stop: no new association, open ones may finish for `grace` seconds, then they are aborted."""
+        if self._server is None:
+            return
+        server, self._server = self._server, None
+        server.shutdown()
+        deadline = time.monotonic() + grace
+        while len(self._sessions) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        lingering = self._sessions.associations()
+        for assoc in lingering:
+            assoc.abort(block=False)
+            self._sessions.close(assoc, AssociationEnd.ABORTED)
+        deadline = time.monotonic() + 1.0  # for the A-ABORTs to leave
+        while any(assoc.is_alive() for assoc in lingering) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        for assoc in lingering:
+            _cut(assoc)
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join(timeout=5.0)
+        log.info("receiver stopped")
+
+    def _patrol(self) -> None:
+        renewed = time.monotonic()
+        while not self._stopping.wait(_PATROL_SECONDS):
+            self._sessions.close_dead()
+            if time.monotonic() - renewed >= _RENEWAL_SECONDS:
+                renewed = time.monotonic()
+                self._sessions.renew()
+
+    def _handlers(self) -> list[EventHandlerType]:
+        return [
+            (evt.EVT_REQUESTED, self._on_requested),
+            (evt.EVT_SOP_COMMON, _on_common_negotiation),
+            (evt.EVT_C_STORE, self._on_store),
+            (evt.EVT_PDU_RECV, self._on_pdu),
+            (evt.EVT_CONN_CLOSE, self._on_connection_closed),
+            (evt.EVT_RELEASED, self._on_released),
+            (evt.EVT_ABORTED, self._on_aborted),
+        ]
+
+    def _on_requested(self, event: Event) -> None:
+        """Judge an A-ASSOCIATE-RQ before it is negotiated."""
+        assoc = event.assoc
+        request = cast("A_ASSOCIATE", assoc.requestor.primitive)
+        session = Session(str(request.calling_ae_title).strip(), assoc.requestor.address)
+        called_ae = str(request.called_ae_title).strip()
+        try:
+            refusal = self._admit(assoc, session, called_ae, request)
+        except Exception as error:  # noqa: BLE001  whatever it was, nobody comes in unjudged
+            self._sessions.drop(assoc)
+            remedy = str(error) if isinstance(error, DicomaiError) else f"{type(error).__name__} at {_place(error)}"
+            refusal = policy.Refusal(policy.CONGESTION, remedy)
+        if refusal is None:
+            return
+        reason = refusal.reason
+        log.warning(
+            f"association refused: {reason.meaning}",
+            remedy=refusal.remedy,
+            calling_ae=session.calling_ae,
+            called_ae=called_ae,
+            address=session.address,
+        )
+        assoc.acse.send_reject(reason.result, reason.source, reason.diagnostic)
+        assoc.kill()  # returns when the A-ASSOCIATE-RJ is sent; the library closes the socket after this handler
+
+    def _admit(
+        self, assoc: Association, session: Session, called_ae: str, request: A_ASSOCIATE
+    ) -> policy.Refusal | None:
+        """Let an association in and write it down, or say why not."""
+        known = {"calling_ae": session.calling_ae, "called_ae": called_ae, "address": session.address}
+        refusal = self._policy.refusal(**known, open_associations=len(self._sessions))
+        if refusal is not None:
+            return refusal
+        limit = self._settings.receiver.max_associations
+        if not self._sessions.enter(assoc, session, limit):  # others came in meanwhile
+            return self._policy.refusal(**known, open_associations=limit)
+        proposed = request.presentation_context_definition_list
+        assoc.acceptor.supported_contexts = contexts.supported(proposed)
+        if contexts.as_storage(proposed):
+            session.row = self._intake.open_association(session.calling_ae, session.address)
+            log.info(
+                "association opened",
+                association=session.row,
+                calling_ae=session.calling_ae,
+                address=session.address,
+                contexts=len(proposed),
+            )
+        return None
+
+    def _on_store(self, event: Event) -> Dataset:
+        """Answer a C-STORE request: 0x0000 only for what is durable."""
+        request = cast("C_STORE", event.request)
+        session = self._sessions.find(event.assoc)
+        if session is None or session.row is None:
+            return statuses.PROCESSING_FAILURE.response()
+        sop_class_uid, sop_instance_uid = (
+            str(request.AffectedSOPClassUID),
+            str(request.AffectedSOPInstanceUID),
+        )
+        context = event.context
+        if sop_class_uid != context.abstract_syntax:
+            return _fail(session, statuses.NOT_NEGOTIATED, sop_instance_uid).response()
+        head = file_head(sop_class_uid, sop_instance_uid, context.transfer_syntax, session.calling_ae)
+        if request.DataSet is None:
+            return _fail(session, statuses.CANNOT_UNDERSTAND, sop_instance_uid).response()
+        with request.DataSet.getbuffer() as data:
+            size = len(data)
+            try:
+                self._intake.accept((head, data), session.row)
+            except Exception as error:  # noqa: BLE001  the sender must be answered, and the receiver go on
+                return _fail(session, statuses.status_of(error), sop_instance_uid, error).response()
+        session.instances += 1
+        session.size += size
+        return statuses.SUCCESS.response()
+
+    def _on_pdu(self, event: Event) -> None:
+        if isinstance(event.pdu, A_ABORT_RQ):
+            session = self._sessions.find(event.assoc)
+            if session is not None:
+                session.was_aborted = True
+
+    def _on_connection_closed(self, event: Event) -> None:
+        session = self._sessions.find(event.assoc)
+        if session is not None:
+            session.was_closed = True
+
+    def _on_released(self, event: Event) -> None:
+        self._sessions.close(event.assoc, AssociationEnd.RELEASED)
+
+    def _on_aborted(self, event: Event) -> None:
+        """Tell the sender's abort, the lost connection, the idle time-out and our own abort apart."""
+        session = self._sessions.find(event.assoc)
+        if session is None:
+            return
+        is_idle = event.assoc.dul.idle_timer_expired()
+        is_lost = not session.was_aborted and (session.was_closed or is_idle)
+        self._sessions.close(event.assoc, AssociationEnd.LOST if is_lost else AssociationEnd.ABORTED)
+
+
+def _on_common_negotiation(event: Event) -> dict[UID, SOPClassCommonExtendedNegotiation]:
+    request = cast("A_ASSOCIATE", event.assoc.requestor.primitive)
+    return contexts.as_storage(request.presentation_context_definition_list)
+
+
+def _cut(assoc: Association) -> None:
+    """Close the connection under an association: a thread that waits for the rest of a PDU keeps the process alive."""
+    wrapper = assoc.dul.socket
+    if wrapper is not None and wrapper.socket is not None:
+        wrapper.socket.shutdown(socket.SHUT_RDWR)
+
+
+def _fail(
+    session: Session, status: statuses.Status, sop_instance_uid: str, error: Exception | None = None
+) -> statuses.Status:
+    """Log a failure in one line; the text of a foreign error is left out, it may quote the data set."""
+    session.failures += 1
+    facts: dict[str, str] = {}
+    if isinstance(error, DicomaiError):
+        facts["error"] = str(error)
+    elif error is not None:
+        facts = {"error": type(error).__name__, "place": _place(error)}
+    log.warning(
+        f"instance refused with {status.code:04X}: {status.meaning}",
+        remedy=status.remedy,
+        association=session.row,
+        calling_ae=session.calling_ae,
+        sop_instance_uid=sop_instance_uid,
+        **facts,
+    )
+    return status
+
+
+def _place(error: Exception) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{frames[-1].name}:{frames[-1].lineno}" if frames else "unknown"
+
+
+def _quieten() -> None:
+    """Keep the libraries from writing what they receive into a log; who has set the logger's level is obeyed."""
+    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE  # its warnings quote the values
+    _config.LOG_HANDLER_LEVEL = "none"  # a line for every PDU and message
+    library = logging.getLogger("pynetdicom")
+    if library.level == logging.NOTSET:
+        library.setLevel(logging.ERROR)

@@ -1,0 +1,129 @@
+"""The associations that are open now, each closed in the intake exactly once."""
+
+import threading
+import time
+from dataclasses import dataclass, field
+
+import structlog
+from pynetdicom.association import Association
+
+from dicomai.receiver.ports import AssociationEnd, Intake
+
+log = structlog.get_logger()
+
+_REMEDY = {
+    AssociationEnd.ABORTED: "look at the sender's log, and have it send again what was not answered",
+    AssociationEnd.LOST: "check the network and the sender, and have it send again what was not answered",
+}
+
+
+@dataclass(slots=True)
+class Session:
+    """One open association.
+
+    Attributes:
+        calling_ae: who sends.
+        address: from where.
+        row: its number in the intake; None where only Verification was proposed.
+        instances: how many were acknowledged.
+        failures: how many were answered with a failure.
+        size: bytes of the data sets that were acknowledged.
+        was_aborted: the sender's A-ABORT came.
+        was_closed: the connection is closed.
+        opened: time.monotonic() at the start.
+    """
+
+    calling_ae: str
+    address: str
+    row: int | None = None
+    instances: int = 0
+    failures: int = 0
+    size: int = 0
+    was_aborted: bool = False
+    was_closed: bool = False
+    opened: float = field(default_factory=time.monotonic)
+
+
+class Sessions:
+    """Every open association; safe to use from all threads."""
+
+    def __init__(self, intake: Intake) -> None:
+        """Start without any."""
+        self._intake = intake
+        self._lock = threading.Lock()
+        self._open: dict[Association, Session] = {}
+
+    def __len__(self) -> int:
+        with self._lock:
+            return len(self._open)
+
+    def associations(self) -> list[Association]:
+        """List the open ones."""
+        with self._lock:
+            return list(self._open)
+
+    def find(self, assoc: Association) -> Session | None:
+        """Find one; None if it was refused or is closed."""
+        with self._lock:
+            return self._open.get(assoc)
+
+    def enter(self, assoc: Association, session: Session, limit: int) -> bool:
+        """Count an association in, unless `limit` are open already."""
+        with self._lock:
+            if len(self._open) >= limit:
+                return False
+            self._open[assoc] = session
+            return True
+
+    def drop(self, assoc: Association) -> None:
+        """Forget one that came to nothing."""
+        with self._lock:
+            self._open.pop(assoc, None)
+
+    def close(self, assoc: Association, outcome: AssociationEnd) -> None:
+        """Close one in the intake; the first call counts, further ones do nothing."""
+        with self._lock:
+            session = self._open.pop(assoc, None)
+        if session is None or session.row is None:
+            return
+        facts = {
+            "association": session.row,
+            "calling_ae": session.calling_ae,
+            "instances": session.instances,
+            "failures": session.failures,
+            "bytes": session.size,
+            "seconds": round(time.monotonic() - session.opened, 3),
+        }
+        if outcome is AssociationEnd.RELEASED:
+            log.info("association released", **facts)
+        else:
+            log.warning(f"association {outcome}", remedy=_REMEDY[outcome], **facts)
+        try:
+            self._intake.close_association(session.row, outcome)
+        except Exception as error:  # noqa: BLE001  whatever the index has, its lease runs out and says the same
+            log.error(
+                "the end of an association could not be written down; its lease will run out",
+                association=session.row,
+                error=type(error).__name__,
+            )
+
+    def close_dead(self) -> None:
+        """Close those whose thread ended without a word."""
+        for assoc in self.associations():
+            if assoc.ident is not None and not assoc.is_alive():
+                self.close(assoc, AssociationEnd.LOST)
+
+    def renew(self) -> None:
+        """Renew the leases of the open ones."""
+        with self._lock:
+            rows = [session.row for session in self._open.values() if session.row is not None]
+        if not rows:
+            return
+        try:
+            self._intake.renew(rows)
+        except Exception as error:  # noqa: BLE001  the next renewal may work; the receiver must go on
+            log.error(
+                "leases of open associations could not be renewed",
+                associations=len(rows),
+                error=type(error).__name__,
+            )
