@@ -14,15 +14,14 @@ import pydicom
 import structlog
 from pydicom.dataset import FileDataset
 
-from dicomai.database.associations import AssociationEnd, Associations
+from dicomai.association import AssociationEnd
+from dicomai.database.associations import Associations
 from dicomai.database.engine import Database
 from dicomai.database.index import Arrival, Index, Recorded
 from dicomai.errors import NotAcceptedError, UnreadableError
-from dicomai.fingerprint import fingerprint
-from dicomai.store import Incoming, Store, instance_key
+from dicomai.fingerprint import UNREADABLE, fingerprint
+from dicomai.store import Incoming, Store, checked_uid, instance_key
 from dicomai.study import Identity, is_image
-
-__all__ = ["AssociationEnd", "Intake"]
 
 log = structlog.get_logger()
 
@@ -88,11 +87,13 @@ class Intake:
         except BaseException:
             self._store.settle(incoming)
             raise
-        self._store.publish(incoming, arrival.key)
-        recorded, trace, rival = self._index.record(arrival, association, self._quiet_period)
-        if recorded is Recorded.UNDECIDED:
-            same = self._fingerprint(arrival.key) == self._fingerprint(rival)
-            recorded, trace, _ = self._index.record(arrival, association, self._quiet_period, same_pixels=same)
+        new = self._store.publish(incoming, arrival.key)
+        try:
+            recorded, trace = self._record(arrival, association)
+        except BaseException:
+            if not new:  # the lasting name is somebody else's to clear up, or has its row already
+                self._store.settle(incoming)
+            raise
         self._store.settle(incoming)
         if recorded is Recorded.CONFLICT:
             log.warning(
@@ -104,13 +105,25 @@ class Intake:
             log.debug("instance stored", study=trace, association=association, recorded=recorded.value)
         return recorded
 
+    def _record(self, arrival: Arrival, association: int | None) -> tuple[Recorded, str]:
+        recorded, trace, rival = self._index.record(arrival, association, self._quiet_period)
+        if recorded is Recorded.UNDECIDED:
+            one, other = self._fingerprint(arrival.key), self._fingerprint(rival)
+            same = one is not None and one == other
+            recorded, trace, _ = self._index.record(arrival, association, self._quiet_period, same_pixels=same)
+        return recorded, trace
+
     def _header(self, incoming: Incoming) -> FileDataset:
         with self._store.open_incoming(incoming) as stream:
             return read_header(stream)
 
-    def _fingerprint(self, key: str) -> str:
+    def _fingerprint(self, key: str) -> str | None:
+        """Hash pixels and geometry; None where they cannot be read, so that nobody can call them equal."""
         with self._store.open(key) as stream:
-            return fingerprint(pydicom.dcmread(stream))
+            try:
+                return fingerprint(pydicom.dcmread(stream))
+            except UNREADABLE:
+                return None
 
 
 def read_header(stream: BinaryIO) -> FileDataset:
@@ -125,8 +138,7 @@ def read_header(stream: BinaryIO) -> FileDataset:
             k for k in ("SOPInstanceUID", "SOPClassUID", "StudyInstanceUID", "SeriesInstanceUID") if not header.get(k)
         ]
         Identity.of(header)  # decodes the name: better here than after it was acknowledged
-    except (pydicom.errors.InvalidDicomError, EOFError, ValueError, OSError, KeyError, AttributeError, TypeError,
-            NotImplementedError, RecursionError, OverflowError, MemoryError, LookupError) as error:  # fmt: skip
+    except UNREADABLE as error:
         raise UnreadableError(
             f"The data set cannot be understood ({type(error).__name__}); check the instance at its source."
         ) from error
@@ -150,15 +162,20 @@ def _arrival(header: FileDataset, incoming: Incoming) -> Arrival:
         study_instance_uid=study,
         series_instance_uid=series,
         sop_instance_uid=sop,
-        sop_class_uid=str(header.SOPClassUID),
+        sop_class_uid=checked_uid(str(header.SOPClassUID), "SOPClassUID"),
         is_image=is_image(header),
-        modality=str(header.get("Modality") or ""),
-        description=str(header.get("SeriesDescription") or ""),
+        modality=_text(header, "Modality"),
+        description=_text(header, "SeriesDescription"),
         identity=Identity.of(header),
         key=instance_key(study, series, sop, incoming.digest),
         digest=incoming.digest,
         size=incoming.size,
     )
+
+
+def _text(header: FileDataset, keyword: str) -> str:
+    """Read an attribute for people to see; without the NUL characters that PostgreSQL refuses."""
+    return str(header.get(keyword) or "").replace("\0", "")
 
 
 def _key_of(stream: BufferedReader) -> str | None:

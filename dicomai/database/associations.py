@@ -2,22 +2,18 @@
 
 from collections.abc import Collection
 from datetime import timedelta
-from enum import StrEnum
 
 import sqlalchemy as sa
 
+from dicomai.association import AssociationEnd
 from dicomai.database.engine import Database
 from dicomai.database.tables import Association
 
 LEASE = timedelta(seconds=60)
 
 
-class AssociationEnd(StrEnum):
-    """How an association ended."""
-
-    RELEASED = "released"  # the sender said that it was done (A-RELEASE)
-    ABORTED = "aborted"  # either side broke it off (A-ABORT)
-    LOST = "lost"  # the connection, or this receiver, went away
+# Whoever holds an association knows better than a lease that ran out, as it does while the database is away.
+_OPEN_OR_GIVEN_UP = sa.or_(Association.ended_at.is_(None), Association.end == AssociationEnd.LOST.value)
 
 
 class Associations:
@@ -43,21 +39,23 @@ class Associations:
             return row.id
 
     def renew(self, associations: Collection[int]) -> None:
-        """Say that these are still open."""
+        """Say that these are still open; one that was given up because nobody said so for a while is open again."""
         if not associations:
             return
         with self._db.write() as session:
             expires = self._db.now(session) + LEASE
             session.execute(
-                sa.update(Association).where(Association.id.in_(associations)).values(lease_expires=expires)
+                sa.update(Association)
+                .where(Association.id.in_(associations), _OPEN_OR_GIVEN_UP)
+                .values(lease_expires=expires, ended_at=None, end=None)
             )
 
     def close(self, association: int, end: AssociationEnd) -> None:
-        """Write down how one ended; the first word counts."""
+        """Write down how one ended; its first word counts, but more than a lease that ran out."""
         with self._db.write() as session:
             session.execute(
                 sa.update(Association)
-                .where(Association.id == association, Association.ended_at.is_(None))
+                .where(Association.id == association, _OPEN_OR_GIVEN_UP)
                 .values(ended_at=self._db.now(session), end=end.value)
             )
 

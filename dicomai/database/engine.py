@@ -59,6 +59,7 @@ class Database:
 
         Raises:
             StoreError: the database did not answer or did not commit.
+            IntegrityError: another transaction wrote at this moment what has to be unique; nothing was written.
         """
         with self._turn, _translated(), Session(self._engine, expire_on_commit=False) as session, session.begin():
             yield session
@@ -109,7 +110,8 @@ class Database:
 
     def is_current(self) -> bool:
         """Tell whether the schema is this version's."""
-        with _translated(), self._engine.connect() as connection:
+        engine = self._engine.execution_options(dicomai_read_only=True)
+        with _translated(), engine.connect() as connection:
             current = MigrationContext.configure(connection).get_current_revision()
         return current == ScriptDirectory.from_config(_alembic_config()).get_current_head()
 

@@ -115,7 +115,10 @@ class Index:
         session.add(instance)
         session.flush()
         _add_version(entry, instance)
+        _carry(entry, series)
         if instance.is_image:
+            if series.revision == 0:
+                _flag_shared(session, series)
             _reopen(entry, series)
         elif series.state == SeriesState.COMPLETE and not series.reason:
             series.reason = "Made by this node." if ours else "Holds no images, so nothing is run on it."
@@ -128,6 +131,7 @@ class Index:
         known = next((version for version in instance.versions if version.digest == entry.arrival.digest), None)
         current = max((v for v in instance.versions if not v.conflicting), key=lambda v: (v.received_at, v.id))
         if known is not None and (known is current or known.conflicting):
+            _carry(entry, instance.series)
             return Recorded.SAME, trace, ""
         elsewhere = instance.series_id != series.id
         if not elsewhere and same is None:
@@ -141,10 +145,11 @@ class Index:
             audit.record(
                 entry.session, entry.now, "receiver", "conflict", study=series.study_id, detail=instance.conflict
             )
-            if elsewhere:
-                series.reason = instance.conflict
+            if elsewhere:  # this series lacks it now, so that nothing may be run here either
+                series.conflict = series.reason = instance.conflict
         else:
             known.received_at = entry.now
+        _carry(entry, instance.series)
         if instance.is_image:
             _reopen(entry, instance.series)
         return (Recorded.CONFLICT if known.conflicting else Recorded.UPDATED), trace, ""
@@ -192,6 +197,19 @@ def _series(entry: _Entry, study: Study) -> Series:
     return series
 
 
+def _flag_shared(session: Session, series: Series) -> None:
+    """Flag a series whose UID is that of a series of another study, and the other one: a person has to decide."""
+    others = session.scalars(
+        sa.select(Series).where(
+            Series.series_instance_uid == series.series_instance_uid,
+            Series.id != series.id,
+            Series.revision > 0,  # it holds images
+        )
+    ).all()
+    for one in (series, *others) if others else ():
+        one.conflict = f"Series {series.series_instance_uid} is known under another study too."
+
+
 def _is_ours(session: Session, arrival: Arrival) -> bool:
     query = sa.select(ResultObject.id).where(
         sa.or_(
@@ -224,17 +242,22 @@ def _add_version(entry: _Entry, instance: Instance) -> Version:
 
 def _reopen(entry: _Entry, series: Series) -> None:
     """Let the series wait for the next quiet period; the revision makes a planning under way start over."""
-    session, association = entry.session, entry.association
-    session.execute(
+    entry.session.execute(
         sa.update(Series)
         .where(Series.id == series.id)
         .values(
             state=SeriesState.RECEIVING.value,
+            reason="",
             revision=Series.revision + 1,
             last_received_at=entry.now,
             due_at=entry.now + timedelta(seconds=entry.quiet_period),
         )
     )
+
+
+def _carry(entry: _Entry, series: Series) -> None:
+    """Write down that the association is at work, and that it carries this series, be it for the second time."""
+    session, association = entry.session, entry.association
     if association is None:
         return
     session.execute(sa.update(Association).where(Association.id == association).values(last_activity=entry.now))

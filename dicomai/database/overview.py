@@ -150,7 +150,7 @@ class Overview:
             item.replaced_by = item.id
             session.flush()
             if Kind(item.kind) is Kind.DELIVERY:
-                new = schedule_delivery(session, now, item, item.destination)
+                new = schedule_delivery(session, now, item, item.destination, actor)
             else:
                 new = _again(session, now, item, actor)
             item.replaced_by = new.id
@@ -163,7 +163,8 @@ class Overview:
     def release(self, number: int, actor: str) -> None:
         """Let a held item go on with the images as they came first.
 
-        Only a person may say so, and only for other pixels under a known UID: in doubt about the patient nobody may.
+        Only a person may say so, and only for what is known under another study, series or with other pixels: while
+        the images disagree in whose they are, nobody may.
 
         Raises:
             WorklistError: there is no such item, it is not held, or the doubt is one that cannot be released.
@@ -175,6 +176,7 @@ class Overview:
             now = self._db.now(session)
             series = sa.select(Series.id).where(Series.study_id == item.study_id)
             session.execute(sa.update(Instance).where(Instance.series_id.in_(series)).values(conflict=""))
+            session.execute(sa.update(Series).where(Series.study_id == item.study_id).values(conflict=""))
             session.flush()
             why = doubt(session, item.study_id)
             if why:
@@ -198,9 +200,7 @@ def _refuse_retry(session: Session, item: Workitem) -> None:
         raise WorklistError(f"Workitem {item.id} is {item.state}; only one that has ended can be tried again.")
     if item.replaced_by is not None:
         raise WorklistError(f"Workitem {item.id} was replaced by {item.replaced_by}; retry that one.")
-    later = session.scalars(
-        sa.select(Workitem.id).where(Workitem.supersedes == item.id, Workitem.replaced_by.is_(None))
-    ).first()
+    later = session.scalar(sa.select(sa.func.max(Workitem.id)).where(Workitem.supersedes == item.id))
     if later is not None:
         raise WorklistError(f"Workitem {item.id} is superseded by {later}, which has more images; retry that one.")
     if Kind(item.kind) is Kind.DELIVERY:
@@ -218,13 +218,16 @@ def _refuse_retry(session: Session, item: Workitem) -> None:
 def _again(session: Session, now: datetime, item: Workitem, actor: str) -> Workitem:
     """Make an inference item like one that has ended; its deliveries that wait are ended."""
     deliveries: Sequence[Workitem] = session.scalars(
-        sa.select(Workitem).where(
+        sa.select(Workitem)
+        .where(
             Workitem.kind == Kind.DELIVERY.value,
             Workitem.result_id == item.result_id,
             Workitem.result_id.is_not(None),
         )
+        .with_for_update()
     ).all()
-    result = session.get(Result, item.result_id) if item.result_id is not None else None
+    # Locked in the order in which a delivery does that begins to send at this moment.
+    result = session.get(Result, item.result_id, with_for_update=True) if item.result_id is not None else None
     offered = result is not None and result.first_sent_at is not None
     new = Workitem(
         kind=Kind.INFERENCE.value,

@@ -6,10 +6,11 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from dicomai.association import AssociationEnd
 from dicomai.database import audit
-from dicomai.database.associations import AssociationEnd
 from dicomai.database.engine import Database
 from dicomai.database.index import SeriesState
 from dicomai.database.tables import (
@@ -155,15 +156,7 @@ class Planning:
     def open_series(self, study_id: int, but: int) -> int:
         """Count the series of a study that still receive, one left aside."""
         with self._db.read() as session:
-            return session.execute(
-                sa.select(sa.func.count())
-                .select_from(Series)
-                .where(
-                    Series.study_id == study_id,
-                    Series.id != but,
-                    Series.state == SeriesState.RECEIVING.value,
-                )
-            ).scalar_one()
+            return _open_series(session, study_id, but)
 
     def series_of(self, study_id: int) -> list[int]:
         """List the series of a study that hold images."""
@@ -184,23 +177,38 @@ class Planning:
         """Call the series complete and write its work, in one transaction.
 
         Returns:
-            False when the series changed since `due` was read: nothing was written.
+            False when the series changed since `due` was read, or a person's retry got in between: nothing was
+            written, the series is due still.
         """
-        with self._db.write() as session:
-            now = self._db.now(session)
-            done = session.execute(
-                sa.update(Series)
-                .where(Series.id == due.series_id, Series.revision == due.revision)
-                .values(state=SeriesState.COMPLETE.value, due_at=None, reason=reason)
-                .returning(Series.id)
-            ).first()
-            if done is None:
-                return False
-            audit.record(session, now, _ACTOR, "series complete", study=due.study_id, detail=reason)
-            for plan in plans:
-                _schedule(session, now, due.study_id, plan)
-            _hold(session, now, due.study_id, doubt(session, due.study_id))
-            return True
+        try:
+            with self._db.write() as session:
+                now = self._db.now(session)
+                done = session.execute(
+                    sa.update(Series)
+                    .where(Series.id == due.series_id, Series.revision == due.revision)
+                    .values(state=SeriesState.COMPLETE.value, due_at=None, reason=reason)
+                    .returning(Series.id)
+                ).first()
+                if done is None:
+                    return False
+                audit.record(session, now, _ACTOR, "series complete", study=due.study_id, detail=reason)
+                whole = _open_series(session, due.study_id) == 0
+                for plan in plans:
+                    # A series that began to receive again brings the study-level work back when it is complete.
+                    if whole or plan.route["level"] != "study":
+                        _schedule(session, now, due.study_id, plan)
+                _hold(session, now, due.study_id, doubt(session, due.study_id))
+                return True
+        except IntegrityError:
+            return False
+
+
+def _open_series(session: Session, study_id: int, but: int | None = None) -> int:
+    query = sa.select(sa.func.count()).select_from(Series)
+    query = query.where(Series.study_id == study_id, Series.state == SeriesState.RECEIVING.value)
+    if but is not None:
+        query = query.where(Series.id != but)
+    return session.execute(query).scalar_one()
 
 
 def images_of(session: Session, series_id: int, only: frozenset[str] | None = None) -> list[Image]:
@@ -238,9 +246,10 @@ def doubt(session: Session, study_id: int) -> str:
         .where(Series.study_id == study_id, Instance.is_image, sa.not_(Version.conflicting))
         .order_by(Instance.id, Version.received_at, Version.id)
     ).all()
-    conflicts = sorted({conflict for _, conflict, _ in rows if conflict})
+    flagged = session.scalars(sa.select(Series.conflict).where(Series.study_id == study_id, Series.conflict != ""))
+    conflicts = sorted({conflict for _, conflict, _ in rows if conflict} | set(flagged))
     if conflicts:
-        more = f" ({len(conflicts)} such instances)" if len(conflicts) > 1 else ""
+        more = f" (And {len(conflicts) - 1} more of the kind.)" if len(conflicts) > 1 else ""
         return f"{conflicts[0]}{more} Release the item to go on with the images as they came first, or cancel it."
     identities = {_identity(version) for version in {instance: v for instance, _, v in rows}.values()}
     if len(identities) > 1:
@@ -250,14 +259,6 @@ def doubt(session: Session, study_id: int) -> str:
             f"The images of this study disagree in {', '.join(keywords)}; "
             "correct them in the PACS and send the study again."
         )
-    elsewhere = sa.orm.aliased(Series)
-    shared = session.scalars(
-        sa.select(Series.series_instance_uid)
-        .join(elsewhere, elsewhere.series_instance_uid == Series.series_instance_uid)
-        .where(Series.study_id == study_id, elsewhere.study_id != study_id)
-    ).first()
-    if shared is not None:
-        return f"Series {shared} is known under another study too; correct it in the PACS and send the study again."
     return ""
 
 
@@ -323,13 +324,15 @@ def _supersede(session: Session, now: datetime, old: Workitem, by: int) -> None:
     if old.result_id is None:
         return
     unsent = session.scalars(
-        sa.select(Workitem).where(
+        sa.select(Workitem)
+        .where(
             Workitem.kind == Kind.DELIVERY.value,
             Workitem.result_id == old.result_id,
             Workitem.state.not_in([state.value for state in FINAL]),
             Workitem.lease_owner.is_(None),
             ~sa.exists().where(Acceptance.workitem_id == Workitem.id),
         )
+        .with_for_update()  # one that is claimed at this moment is being sent, and goes on: never half a result
     )
     for delivery in unsent:
         cancel(session, now, delivery, _ACTOR, reason)

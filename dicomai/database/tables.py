@@ -51,6 +51,17 @@ class Table(DeclarativeBase):
     type_annotation_map = {datetime: UTCDateTime}  # noqa: RUF012  the library's way to say it
 
 
+class CleanText(TypeDecorator[str]):
+    """Text that comes from images or peers: PostgreSQL refuses the NUL characters that some devices leave in it."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002
+        """Leave NUL characters out."""
+        return value.replace("\0", "") if value else value
+
+
 class Installation(Table):
     """This node: one row. Its identifier is part of every work digest and names the device in results."""
 
@@ -99,7 +110,8 @@ class Series(Table):
     modality: Mapped[str] = mapped_column(String(16))
     description: Mapped[str] = mapped_column(String(64))
     state: Mapped[str] = mapped_column(String(16))  # see index.SeriesState
-    reason: Mapped[str] = mapped_column(Text, default="")
+    reason: Mapped[str] = mapped_column(CleanText, default="")
+    conflict: Mapped[str] = mapped_column(CleanText, default="")  # what it has in common with another study
     revision: Mapped[int] = mapped_column(default=0)  # goes up with every change, so that planning cannot miss one
     last_received_at: Mapped[datetime]
     due_at: Mapped[datetime | None]
@@ -143,10 +155,10 @@ class Version(Table):
     conflicting: Mapped[bool] = mapped_column(default=False)
     received_at: Mapped[datetime]
     association_id: Mapped[int | None] = mapped_column(ForeignKey("association.id"))
-    patient_id: Mapped[str] = mapped_column(Text)
-    issuer_of_patient_id: Mapped[str] = mapped_column(Text)
-    patient_name: Mapped[str] = mapped_column(Text)
-    patient_birth_date: Mapped[str] = mapped_column(Text)
+    patient_id: Mapped[str] = mapped_column(CleanText)
+    issuer_of_patient_id: Mapped[str] = mapped_column(CleanText)
+    patient_name: Mapped[str] = mapped_column(CleanText)
+    patient_birth_date: Mapped[str] = mapped_column(CleanText)
     instance: Mapped[Instance] = relationship(back_populates="versions")
 
 
@@ -175,8 +187,8 @@ class Workitem(Table):
     id: Mapped[int] = mapped_column(Key, primary_key=True)
     kind: Mapped[str] = mapped_column(String(16))
     state: Mapped[str] = mapped_column(String(16))
-    reason: Mapped[str] = mapped_column(Text, default="")
-    hold: Mapped[str] = mapped_column(Text, default="")  # why a person has to decide; nobody claims a held item
+    reason: Mapped[str] = mapped_column(CleanText, default="")
+    hold: Mapped[str] = mapped_column(CleanText, default="")  # why a person has to decide; nobody claims a held item
     priority: Mapped[int] = mapped_column(default=1)  # 0 HIGH, 1 MEDIUM, 2 LOW
     study_id: Mapped[int] = mapped_column(ForeignKey("study.id"), index=True)
     route: Mapped[dict[str, object]] = mapped_column(JSON)  # as it was planned
@@ -206,7 +218,7 @@ class WorkitemInput(Table):
     workitem_id: Mapped[int] = mapped_column(ForeignKey("workitem.id"), index=True)
     role: Mapped[str] = mapped_column(String(64))
     series_id: Mapped[int] = mapped_column(ForeignKey("series.id"), index=True)
-    stack: Mapped[str] = mapped_column(Text)
+    stack: Mapped[str] = mapped_column(CleanText)
     sop_instance_uids: Mapped[list[str]] = mapped_column(JSON)
     series: Mapped[Series] = relationship()
 
@@ -245,7 +257,7 @@ class Acceptance(Table):
     result_object_id: Mapped[int] = mapped_column(ForeignKey("result_object.id"), primary_key=True)
     at: Mapped[datetime]
     status: Mapped[int]
-    comment: Mapped[str] = mapped_column(Text, default="")
+    comment: Mapped[str] = mapped_column(CleanText, default="")
 
 
 class Audit(Table):
@@ -258,4 +270,4 @@ class Audit(Table):
     event: Mapped[str] = mapped_column(String(64))
     workitem_id: Mapped[int | None] = mapped_column(ForeignKey("workitem.id"), index=True)
     study_id: Mapped[int | None] = mapped_column(ForeignKey("study.id"), index=True)
-    detail: Mapped[str] = mapped_column(Text, default="")
+    detail: Mapped[str] = mapped_column(CleanText, default="")

@@ -8,6 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from dicomai.database import audit
 from dicomai.database.engine import Database
 from dicomai.database.planning import Image, doubt, images_of
 from dicomai.database.tables import Acceptance, Instance, Result, ResultObject, Series, Version, Workitem
@@ -125,13 +126,23 @@ class Worklist:
                 for i in item.inputs
             ]
 
-    def newest_image(self, study_id: int, inputs: Sequence[JobInput] = ()) -> Image:
-        """Give the image that came last, of some inputs or of the whole study: its attributes count."""
-        images = [image for one in inputs for image in one.images]
-        if not images:
-            with self._db.read() as session:
-                series = session.scalars(sa.select(Series.id).where(Series.study_id == study_id)).all()
-                images = [image for number in series for image in images_of(session, number)]
+    def newest_image(self, claim: Claim) -> Image:
+        """Give the image that came last of those that a result is made of: its patient's and study's attributes count.
+
+        Args:
+            claim: an inference item, or a delivery of what one gave.
+        """
+        with self._db.read() as session:
+            item = session.get_one(Workitem, claim.item)
+            if Kind(item.kind) is Kind.DELIVERY:
+                item = session.scalars(
+                    sa.select(Workitem).where(
+                        Workitem.kind == Kind.INFERENCE.value, Workitem.result_id == item.result_id
+                    )
+                ).one()
+            images = [
+                image for i in item.inputs for image in images_of(session, i.series_id, frozenset(i.sop_instance_uids))
+            ]
         return max(images, key=lambda image: (image.received_at, image.sop_instance_uid))
 
     def doubt(self, study_id: int) -> str:
@@ -198,7 +209,7 @@ class Worklist:
             item.result_id = result.id
             _complete(session, now, item, claim.owner)
             for name in destinations:
-                schedule_delivery(session, now, item, name)
+                schedule_delivery(session, now, item, name, claim.owner)
 
     def result(self, claim: Claim) -> list[FrozenObject]:
         """Give the objects that a delivery has still to send, in their order."""
@@ -220,7 +231,7 @@ class Worklist:
             keys: new bytes for some of them, by object number.
 
         Returns:
-            False if the bytes were settled otherwise meanwhile: read the result again.
+            False if the bytes were settled otherwise meanwhile, or a doubt arose: look at it all again.
 
         Raises:
             StaleAttemptError: the item is no longer this attempt's; nothing was written.
@@ -228,6 +239,8 @@ class Worklist:
         with self._db.write() as session:
             item = _fenced(session, claim)
             result = session.get_one(Result, item.result_id, with_for_update=True)
+            if doubt(session, item.study_id):
+                return False
             now_there = {o.id: o.key for o in _objects(session, result.id)}
             if any(now_there[o.id] != o.key for o in seen) or (keys and result.first_sent_at is not None):
                 return False
@@ -319,17 +332,17 @@ class Worklist:
     def expire(self, owner: str) -> int:
         """Let go of every lease of a worker that is known to be gone; gives how many."""
         with self._db.write() as session:
-            rows = session.execute(
-                sa.update(Workitem)
-                .where(Workitem.lease_owner == owner)
-                .values(lease_owner=None, lease_expires=None, due_at=self._db.now(session))
-                .returning(Workitem.id)
-            )
-            return len(rows.all())
+            now = self._db.now(session)
+            items = session.scalars(sa.select(Workitem).where(Workitem.lease_owner == owner).with_for_update()).all()
+            for item in items:
+                item.lease_owner = item.lease_expires = None
+                item.due_at = now
+                audit.record(session, now, owner, "let go", workitem=item.id, study=item.study_id)
+            return len(items)
 
 
-def schedule_delivery(session: Session, now: datetime, item: Workitem, destination: str) -> Workitem:
-    """Write the delivery of an inference item's result to one destination."""
+def schedule_delivery(session: Session, now: datetime, item: Workitem, destination: str, actor: str) -> Workitem:
+    """Write the delivery of an item's result to one destination."""
     delivery = Workitem(
         kind=Kind.DELIVERY.value,
         state=State.SCHEDULED.value,
@@ -347,6 +360,7 @@ def schedule_delivery(session: Session, now: datetime, item: Workitem, destinati
     )
     session.add(delivery)
     session.flush()
+    audit.record(session, now, actor, "scheduled", workitem=delivery.id, study=item.study_id, detail=destination)
     return delivery
 
 
@@ -381,6 +395,7 @@ def _fenced(session: Session, claim: Claim) -> Workitem:
 def _complete(session: Session, now: datetime, item: Workitem, actor: str, remark: str = "") -> None:
     move(session, now, item, State.COMPLETED, actor, remark)
     item.progress = 100
+    item.hold = ""  # a doubt that arose meanwhile holds the deliveries
     item.lease_owner = item.lease_expires = None
 
 

@@ -17,7 +17,7 @@ from pynetdicom.pdu_primitives import A_ASSOCIATE, MaximumLengthNotification
 from pynetdicom.status import STORAGE_SERVICE_CLASS_STATUS
 from pynetdicom.transport import AddressInformation, AssociationSocket
 
-from dicomai import __version__
+from dicomai import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from dicomai.config import DicomDestination
 from dicomai.destinations.base import Accepted, Outgoing
 from dicomai.destinations.watch import Watch
@@ -29,17 +29,14 @@ MAX_CONTEXTS = 128
 MAX_PDU = 131072
 """Bytes that we let a peer send in one PDU, and the most that we send even to one that takes more."""
 
-IMPLEMENTATION_CLASS_UID = "2.25.212570732527201467633270629263002747987"
-IMPLEMENTATION_VERSION_NAME = f"DICOMAI_{__version__}"[:16]
-
 _VERIFICATION = ("1.2.840.10008.1.1", "1.2.840.10008.1.2")
-_DUPLICATE = 0x0111
 _WARNINGS = frozenset({0x0001, 0x0107, 0x0116, *range(0xB000, 0xC000)})  # PS3.7 Annex C
 _FOR_GOOD = frozenset(
     {
         *range(0xA900, 0xAA00),  # data set does not match SOP class
         0x0105,  # no such attribute
         0x0106,  # invalid attribute value
+        0x0111,  # duplicate SOP instance: it may be ours, whose answer was lost, but nothing here shows it
         0x0115,  # invalid argument value
         0x0117,  # invalid object instance
         0x0118,  # no such SOP class
@@ -135,9 +132,7 @@ class DimseDestination:
     def send(self, objects: Sequence[Outgoing], accepted: Accepted) -> None:
         """Send objects in the order given over one association, each in its own transfer syntax, byte for byte.
 
-        Nothing is sent unless the destination has accepted a presentation context for every one. One that has an
-        object of this UID already (0111) has it from an earlier attempt whose answer was lost: the UID is never
-        used for other bytes.
+        Nothing is sent unless the destination has accepted a presentation context for every one.
 
         Raises:
             UnreachableError: no connection, it broke, or the destination cannot take the object for now.
@@ -152,7 +147,7 @@ class DimseDestination:
             for outgoing in objects:
                 with _as_file(outgoing.data) as path:
                     answer = link.store(path)
-                if not answer.is_accepted and answer.status != _DUPLICATE:
+                if not answer.is_accepted:
                     raise answer.error(f"SOP Instance {outgoing.sop_instance_uid}", self._peer)
                 accepted(outgoing, answer.status, answer.meaning)
 

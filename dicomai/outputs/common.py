@@ -16,6 +16,7 @@ from pydicom.sr.coding import Code
 from pydicom.uid import UID, ExplicitVRLittleEndian
 from pydicom.valuerep import DSfloat
 
+from dicomai import IMPLEMENTATION_CLASS_UID
 from dicomai.errors import GeometryError, InferenceError
 from dicomai.findings import Findings, Layer, Segment
 from dicomai.outputs.header import restate, stamp, zone
@@ -25,9 +26,6 @@ from dicomai.study import Frame
 
 MANUFACTURER = "dicomai"
 MODEL_NAME = "dicomai"
-
-# The implementation is the node as a whole (PS3.7 D.3.3.2): the receiver names itself by the same UID.
-IMPLEMENTATION_CLASS_UID = "2.25.212570732527201467633270629263002747987"
 
 _LONGEST = 64  # characters of a Long String (PS3.5 6.2, VR LO)
 

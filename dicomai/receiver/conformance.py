@@ -10,7 +10,8 @@ from pathlib import Path
 
 from pydicom.uid import UID
 
-from dicomai.receiver import contexts, filemeta, policy, statuses
+from dicomai import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from dicomai.receiver import contexts, policy, statuses
 
 _BLOCK = re.compile(r"(<!-- table: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -22,8 +23,8 @@ def conformance_tables() -> dict[str, str]:
             ("Item", "Value"),
             (
                 ("Application Context Name", "1.2.840.10008.3.1.1.1"),
-                ("Implementation Class UID", filemeta.IMPLEMENTATION_CLASS_UID),
-                ("Implementation Version Name", filemeta.IMPLEMENTATION_VERSION_NAME),
+                ("Implementation Class UID", IMPLEMENTATION_CLASS_UID),
+                ("Implementation Version Name", IMPLEMENTATION_VERSION_NAME),
             ),
         ),
         "sop-classes": _table(

@@ -6,13 +6,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_file_meta_info
 
-from dicomai import __version__
-
-IMPLEMENTATION_CLASS_UID = "2.25.212570732527201467633270629263002747987"
-"""Implementation Class UID (0002,0012): made once from a UUID (PS3.5 B.2)."""
-
-IMPLEMENTATION_VERSION_NAME = f"DICOMAI_{__version__}"[:16]
-"""Implementation Version Name (0002,0013)."""
+from dicomai import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 
 def file_head(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str, source_ae: str) -> bytes:

@@ -1,16 +1,9 @@
 """What the receiver needs from the rest of the node."""
 
 from collections.abc import Collection, Iterable
-from enum import StrEnum
-from typing import Any, Protocol
+from typing import Protocol
 
-
-class AssociationEnd(StrEnum):
-    """How an association ended."""
-
-    RELEASED = "released"  # the sender said that it was done (A-RELEASE)
-    ABORTED = "aborted"  # either side broke it off (A-ABORT)
-    LOST = "lost"  # the connection went away, or nothing came for the idle time-out
+from dicomai.association import AssociationEnd
 
 
 class Intake(Protocol):
@@ -22,8 +15,8 @@ class Intake(Protocol):
     def open_association(self, calling_ae: str, address: str) -> int:
         """Write down an accepted association; gives its number."""
 
-    def close_association(self, association: int, outcome: Any) -> None:
-        """Write down how an association ended: a string enumeration with the values of `AssociationEnd`."""
+    def close_association(self, association: int, outcome: AssociationEnd) -> None:
+        """Write down how an association ended."""
 
     def renew(self, associations: Collection[int]) -> None:
         """Say that these associations are still open."""

@@ -22,11 +22,13 @@ from pynetdicom.pdu import A_ABORT_RQ
 from pynetdicom.pdu_primitives import A_ASSOCIATE, SOPClassCommonExtendedNegotiation
 from pynetdicom.transport import ThreadedAssociationServer
 
+from dicomai import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from dicomai.association import AssociationEnd
 from dicomai.config import Settings
 from dicomai.errors import ConfigurationError, DicomaiError
 from dicomai.receiver import contexts, policy, statuses
-from dicomai.receiver.filemeta import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, file_head
-from dicomai.receiver.ports import AssociationEnd, Intake
+from dicomai.receiver.filemeta import file_head
+from dicomai.receiver.ports import Intake
 from dicomai.receiver.sessions import Session, Sessions
 
 log = structlog.get_logger()

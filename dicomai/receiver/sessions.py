@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import structlog
 from pynetdicom.association import Association
 
-from dicomai.receiver.ports import AssociationEnd, Intake
+from dicomai.association import AssociationEnd
+from dicomai.receiver.ports import Intake
 
 log = structlog.get_logger()
 

@@ -124,9 +124,9 @@ def test_a_warning_is_success_and_is_reported(status: int) -> None:
     assert len(pacs.received) == 2
 
 
-def test_an_object_that_is_there_already_counts_as_accepted() -> None:
-    with scp(0x0111, 0x0000) as pacs:
-        assert [a[1] for a in send(pacs.destination(), outgoing(2))] == [0x0111, 0x0000]
+def test_an_object_that_is_said_to_be_there_already_is_for_a_person_to_look_at() -> None:
+    with scp(0x0111, 0x0000) as pacs, pytest.raises(RejectedError, match="0111"):
+        send(pacs.destination(), outgoing(2))
 
 
 @pytest.mark.parametrize(

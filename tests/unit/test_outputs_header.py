@@ -17,8 +17,7 @@ from pydicom.uid import ImplicitVRLittleEndian
 
 from dicomai.errors import ConfigurationError, IdentityError
 from dicomai.outputs import Predecessor, Sources, build, encode, restate
-from dicomai.outputs.common import IMPLEMENTATION_CLASS_UID, series_description
-from dicomai.receiver import filemeta
+from dicomai.outputs.common import series_description
 from dicomai.study import Instance
 from tests import results, synthetic
 
@@ -106,7 +105,6 @@ def walk(ds: Dataset) -> list[Dataset]:
 def test_attributes_that_break_the_standard_are_copied_as_received(output: str) -> None:
     odd = {
         0x00100020: b"AN ID OF FAR MORE THAN THE SIXTY-FOUR CHARACTERS THAT A LONG STRING MAY HAVE",
-        0x00101010: b"42",
         0x00081030: b"x" * 70,
         0x00100030: b"1970.01.01",
         0x00101000: b"OTHER\\IDS ",
@@ -120,6 +118,18 @@ def test_attributes_that_break_the_standard_are_copied_as_received(output: str) 
     ds = result(from_images(made), output)
     for tag, value in odd.items():
         assert ds.get_item(tag).value == value, hex(tag)
+
+
+@pytest.mark.parametrize("output", ["seg", "sr"])
+def test_an_optional_value_without_the_form_of_its_vr_is_left_out(output: str) -> None:
+    made = images()
+    for ds in made:
+        for tag, vr, value in ((0x00101010, "AS", b"42"), (0x00101020, "DS", b"1.75"), (0x00101030, "DS", b"70 kg ")):
+            ds[tag] = pydicom.dataelem.RawDataElement(pydicom.tag.Tag(tag), vr, len(value), value, 0, False, True)
+    ds = result(from_images(made), output)
+    assert "PatientAge" not in ds
+    assert "PatientWeight" not in ds
+    assert ds.PatientSize == 1.75
 
 
 @pytest.mark.parametrize("implicit", [False, True])
@@ -323,10 +333,6 @@ def test_series_without_a_number_is_described_all_the_same() -> None:
 def test_unknown_output_is_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"'rtstruct'.*seg, sr"):
         build("rtstruct", results.findings(results.ball(SHAPE)), from_images(images()), results.provenance())
-
-
-def test_receiver_and_results_name_the_same_implementation() -> None:
-    assert filemeta.IMPLEMENTATION_CLASS_UID == IMPLEMENTATION_CLASS_UID
 
 
 def test_packaged_study_with_its_odd_uids() -> None:
