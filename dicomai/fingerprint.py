@@ -1,10 +1,20 @@
 """The fingerprint of an image: equal when pixels and geometry are, whatever the rest of the header says."""
 
 import hashlib
+import struct
+import zlib
 
-from pydicom.dataset import Dataset
+import pydicom
+from pydicom.dataset import FileDataset
 
+from dicomai import pixels
 from dicomai.routing import values
+
+UNREADABLE = (
+    pydicom.errors.InvalidDicomError, EOFError, ValueError, OSError, LookupError, AttributeError, TypeError,
+    NotImplementedError, RuntimeError, ArithmeticError, MemoryError, struct.error, zlib.error,
+)  # fmt: skip
+"""What reading a data set whole can raise, when a device, a disk or an attacker has broken it."""
 
 # What the pixels mean and where they lie (PS3.3 C.7.6.2, C.7.6.3, C.11.1); sequences of multi-frame objects too.
 _GEOMETRY = (
@@ -15,7 +25,7 @@ _GEOMETRY = (
 )  # fmt: skip
 
 
-def fingerprint(ds: Dataset) -> str:
+def fingerprint(ds: FileDataset) -> str:
     """Hash an image's pixels and geometry.
 
     Compressed pixels are decoded first, so that the same image in another lossless transfer syntax has the same
@@ -36,7 +46,7 @@ def fingerprint(ds: Dataset) -> str:
     return digest.hexdigest()
 
 
-def _pixels(ds: Dataset) -> bytes:
+def _pixels(ds: FileDataset) -> bytes:
     for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData"):
         if keyword in ds:
             break
@@ -46,13 +56,14 @@ def _pixels(ds: Dataset) -> bytes:
     syntax = ds.file_meta.TransferSyntaxUID
     if syntax.is_encapsulated or not syntax.is_little_endian:
         try:
-            return bytes(ds.pixel_array.tobytes())
-        except (ValueError, RuntimeError, NotImplementedError, AttributeError, KeyError, IndexError, TypeError):
+            frames = pixels.stored(ds, range(int(ds.get("NumberOfFrames") or 1)))
+            return b"".join(frame.astype(frame.dtype.newbyteorder("<")).tobytes() for frame in frames)
+        except pixels.UNDECODABLE:
             return b"encoded:" + str(syntax).encode() + encoded
     return encoded[:-1] if _is_padded(ds, encoded) else encoded
 
 
-def _is_padded(ds: Dataset, encoded: bytes) -> bool:
+def _is_padded(ds: FileDataset, encoded: bytes) -> bool:
     """Tell whether native pixels of odd length carry the padding byte of PS3.5 8.1.1."""
     bits = int(ds.get("Rows") or 0) * int(ds.get("Columns") or 0) * int(ds.get("NumberOfFrames") or 1)
     bits *= int(ds.get("SamplesPerPixel") or 1) * int(ds.get("BitsAllocated") or 0)

@@ -26,12 +26,12 @@ from pydicom.uid import (
     JPEG2000,
     JPEG2000MC,
     UID,
-    JPEG2000TransferSyntaxes,
     JPEGBaseline8Bit,
     JPEGExtended12Bit,
     JPEGLSNearLossless,
     JPEGLSTransferSyntaxes,
     JPEGTransferSyntaxes,
+    RLELossless,
 )
 
 from dicomai.errors import NotAcceptedError, StoreError, UnreadableError
@@ -42,14 +42,20 @@ from dicomai.study import Frame, Instance
 _ALWAYS_LOSSY = frozenset({JPEGBaseline8Bit, JPEGExtended12Bit})
 _PERHAPS_LOSSY = frozenset({JPEGLSNearLossless, JPEG2000, JPEG2000MC, HTJ2K})
 
-# Their codestreams end with the same marker: EOI in ISO 10918-1 and 14495-1, EOC in ISO 15444-1.
-_MARKED_END = frozenset({*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, *JPEG2000TransferSyntaxes})
-_END = b"\xff\xd9"
+_EOI = b"\xff\xd9"  # ends every JPEG and JPEG-LS (ISO 10918-1 B.1.1.3, ISO 14495-1)
+
+# SOF0 to SOF15 without DHT, JPG and DAC, which lie among them.
+_FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+
+# Which of pydicom's plugins decodes: the ones that answer every broken codestream with an exception come first. GDCM
+# ends the process for some JPEG-LS of another size than the header says, pylibjpeg-rle raises what is no Exception.
+_ANY = ("pylibjpeg", "pyjpegls", "pillow", "gdcm")
+_PLUGINS = {RLELossless: ("pydicom",)}
 
 _INTEGERS = (np.uint8, np.uint16, np.int16, np.int32)
 
 # What pydicom and the decoders behind it raise for content that they cannot make sense of.
-_UNDECODABLE = (
+UNDECODABLE = (
     InvalidDicomError, RuntimeError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, EOFError,
     OSError, struct.error, zlib.error,
 )  # fmt: skip
@@ -119,15 +125,12 @@ def decode(frames: Sequence[Frame], threads: int) -> NDArray[Any]:
         decoded = _stored(instance, [(frames[z].number or 1) - 1 for z in zs])
         for z in zs:
             try:
-                stored = next(decoded)
-                if stored.shape != size:
-                    raise ValueError(f"it has the shape {stored.shape}, not {size}")
-                array[z] = _units(stored, rescales[z], array.dtype)
-            except _UNDECODABLE as error:
+                array[z] = _units(next(decoded), rescales[z], array.dtype)
+            except UNDECODABLE as error:
                 which = "" if frames[z].number is None else f", frame {frames[z].number},"
                 raise UnreadableError(
                     f"Pixel data of instance {instance.sop_instance_uid}{which} cannot be decoded"
-                    f" ({instance.header.file_meta.TransferSyntaxUID.name}): {_first_line(error)}."
+                    f" ({instance.header.file_meta.TransferSyntaxUID.name}): {_first_line(error)}; send it again."
                 ) from error
 
     _each(fill, list(places.values()), threads)
@@ -153,8 +156,24 @@ def _stored(instance: Instance, indices: Sequence[int]) -> Iterator[NDArray[Any]
         raise StoreError(
             f"Instance {instance.sop_instance_uid} cannot be read from storage: {type(error).__name__}."
         ) from error
-    ds = pydicom.dcmread(BytesIO(content))
-    syntax = UID(instance.transfer_syntax_uid)
+    yield from stored(pydicom.dcmread(BytesIO(content)), indices)
+
+
+def stored(ds: FileDataset, indices: Sequence[int]) -> Iterator[NDArray[Any]]:
+    """Decode the stored values of some frames, by decoders that survive broken pixel data.
+
+    Args:
+        ds: the whole data set of an instance.
+        indices: the frames wanted, from 0.
+
+    Yields:
+        One frame at a time, of shape (y, x), in colour (y, x, samples) as stored.
+
+    Raises:
+        ValueError: pixel data is missing or broken; so do RuntimeError, AttributeError and their like, as the
+            decoders raise them.
+    """
+    syntax = UID(ds.file_meta.TransferSyntaxUID)
     decoder = get_decoder(syntax)
     if not syntax.is_encapsulated:
         # Padding beyond the last frame is harmless; pydicom would warn of it for every image.
@@ -166,14 +185,39 @@ def _stored(instance: Instance, indices: Sequence[int]) -> Iterator[NDArray[Any]
         return
     options = as_pixel_options(ds, number_of_frames=1)
     tables = options.pop("extended_offsets", None)
-    encoded = list(
-        generate_frames(ds.PixelData, number_of_frames=instance.number_of_frames, extended_offsets=tables)
-    )
+    encoded = list(generate_frames(ds.PixelData, number_of_frames=int(ds.get("NumberOfFrames") or 1), extended_offsets=tables))
+    plugin = next((name for name in _PLUGINS.get(syntax, _ANY) if name in decoder.available_plugins), "")
     for index in indices:
-        codestream = encoded[index]
-        if syntax in _MARKED_END and not codestream.rstrip(b"\0\xff").endswith(_END):  # padded with either
-            raise ValueError("the codestream ends early")
-        yield decoder.as_array(encapsulate([codestream]), raw=True, index=0, **options)[0]
+        _check_codestream(encoded[index], ds)
+        single = encapsulate([encoded[index]])
+        yield decoder.as_array(single, raw=True, index=0, decoding_plugin=plugin, **options)[0]
+
+
+def _check_codestream(codestream: bytes, ds: FileDataset) -> None:
+    """Refuse what its decoder would not answer well.
+
+    CharLS takes seconds to see that a JPEG-LS is cut off; GDCM does not survive each JPEG of another size than the
+    header states.
+    """
+    syntax = ds.file_meta.TransferSyntaxUID
+    if syntax in JPEGLSTransferSyntaxes and not codestream.rstrip(b"\0\xff").endswith(_EOI):  # padded with either
+        raise ValueError("the codestream ends early")
+    if syntax in JPEGTransferSyntaxes:
+        precision, rows, columns, samples = _jpeg_frame(codestream)
+        if (rows, columns, samples) != (ds.Rows, ds.Columns, ds.SamplesPerPixel) or precision > ds.BitsAllocated:
+            raise ValueError(f"the JPEG has {rows} rows, {columns} columns, {samples} samples of {precision} bits")
+
+
+def _jpeg_frame(codestream: bytes) -> tuple[int, int, int, int]:
+    """Read precision, rows, columns and samples from a JPEG's frame header (ISO 10918-1 B.2.2)."""
+    at = 2  # after SOI
+    while at + 10 <= len(codestream) and codestream[at] == 0xFF:
+        marker, length = struct.unpack_from(">BH", codestream, at + 1)
+        if marker in _FRAME_HEADERS:
+            found: tuple[int, int, int, int] = struct.unpack_from(">BHHB", codestream, at + 4)
+            return found
+        at += 2 + length
+    raise ValueError("the JPEG has no frame header")
 
 
 def _native_length(ds: FileDataset) -> int:

@@ -116,9 +116,7 @@ def numbers(ds: Dataset, keyword: str) -> tuple[float, ...]:
             return ()
         found = tuple(float(v) for v in (value if isinstance(value, MultiValue | list | tuple) else (value,)))
     except (ValueError, TypeError, OverflowError, NotImplementedError) as error:
-        raise UnreadableError(
-            f"{keyword} has a value that is no number: ask the sender for a new copy."
-        ) from error
+        raise UnreadableError(f"{keyword} has a value that is no number: ask the sender for a new copy.") from error
     if not all(map(math.isfinite, found)):
         raise UnreadableError(f"{keyword} has a value that is not finite: ask the sender for a new copy.")
     return found
@@ -208,9 +206,7 @@ def _pieces(group: list[_Traits]) -> list[list[_Traits]]:
         _orientations([trait.orientation for trait in group]),
     ):
         if max(labels) > 0:
-            parts = [
-                [t for t, at in zip(group, labels, strict=True) if at == n] for n in range(max(labels) + 1)
-            ]
+            parts = [[t for t, at in zip(group, labels, strict=True) if at == n] for n in range(max(labels) + 1)]
             return [piece for part in parts for piece in _pieces(part)]
     return [group]
 

@@ -93,7 +93,7 @@ class Volume:
         return float(abs(np.linalg.det(self.affine[:3, :3])))
 
 
-def load(stack: Stack, limits: Limits = Limits(), threads: int = 4) -> Volume:
+def load(stack: Stack, limits: Limits, threads: int = 4) -> Volume:
     """Read a stack as a volume.
 
     Everything that the headers can tell is judged before any pixel data is read.
@@ -196,9 +196,7 @@ def _arrange(slices: list[_Slice], limits: Limits) -> tuple[list[_Slice], NDArra
     """Sort slices along their normal, check that they make a grid, and give it as an affine."""
     _check_alike(slices)
     normal = slices[0].normal
-    slices = sorted(
-        slices, key=lambda one: (float(one.position @ normal), one.frame.instance.sop_instance_uid)
-    )
+    slices = sorted(slices, key=lambda one: (float(one.position @ normal), one.frame.instance.sop_instance_uid))
     first, last = slices[0], slices[-1]
     if len(slices) == 1:
         step = normal * _thickness(first)
