@@ -12,14 +12,25 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 from zoneinfo import ZoneInfo
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     TomlConfigSettingsSource,
 )
-from pydicom.datadict import tag_for_keyword
+from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.valuerep import VR
 
 from dicomai.errors import ConfigurationError
 from dicomai.routing import DEFAULT_EXCLUDE, Level, OutsideValidated, Route
@@ -34,6 +45,13 @@ def _ae_title(value: str) -> str:
     return value.strip()
 
 
+def _each_once(value: tuple[str, ...]) -> tuple[str, ...]:
+    twice = sorted({entry for entry in value if value.count(entry) > 1})
+    if twice:
+        raise ValueError(f"'{twice[0]}' stands there twice")
+    return value
+
+
 def _default_storage() -> Path:
     if os.geteuid() == 0:
         return Path("/var/lib/dicomai")
@@ -42,7 +60,13 @@ def _default_storage() -> Path:
 
 AETitle = Annotated[str, AfterValidator(_ae_title)]
 Port = Annotated[int, Field(ge=1, le=65535)]
-Seconds = Annotated[float, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=64)]
+ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # the name of a folder in `models`
+Names = Annotated[tuple[Name, ...], AfterValidator(_each_once)]
+
+# What no pattern can be held against: nested data sets and bulk data.
+_NOT_TEXT = frozenset({VR.SQ, VR.OB, VR.OD, VR.OF, VR.OL, VR.OV, VR.OW, VR.UN, VR.OB_OW})
 
 
 class _Section(BaseModel):
@@ -56,7 +80,7 @@ class NodeSettings(_Section):
     host: str = "0.0.0.0"  # noqa: S104  a node is there to be reached
     port: Port = 11112
     storage: Path = Field(default_factory=_default_storage)
-    worklist: str = ""
+    worklist: str = Field(default="", repr=False)  # it may hold a password
     models: Path | None = None
     timezone: str | None = None
     log: Literal["auto", "console", "json"] = "auto"
@@ -69,6 +93,13 @@ class NodeSettings(_Section):
                 ZoneInfo(value)
             except (KeyError, ValueError, OSError) as error:
                 raise ValueError(f"'{value}' is no time zone of the IANA database, such as 'Europe/Berlin'") from error
+        return value
+
+    @field_validator("worklist")
+    @classmethod
+    def _known_database(cls, value: str) -> str:
+        if value and not re.match(r"postgresql\+psycopg://|sqlite:///(?!:memory:)[^?]", value):
+            raise ValueError("a database is sqlite:////path/of/worklist.db or postgresql+psycopg://user@host/name")
         return value
 
     @property
@@ -92,11 +123,14 @@ class ReceiverSettings(_Section):
     @classmethod
     def _well_formed(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for entry in value:
-            title, _, network = entry.partition("@")
+            title, at, network = entry.partition("@")
             _ae_title(title)
-            if network:
-                ipaddress.ip_network(network)
-        return value
+            if at:
+                try:
+                    ipaddress.ip_network(network)
+                except ValueError as error:
+                    raise ValueError(f"'{entry}': {error}; write such as 'PACS@10.1.0.0/16'") from error
+        return _each_once(value)
 
 
 class WorkerSettings(_Section):
@@ -128,7 +162,7 @@ class DicomDestination(_Section):
     """`[[destination]]` of type `dicom`: C-STORE to an AE."""
 
     type: Literal["dicom"]
-    name: str
+    name: Name
     ae_title: AETitle
     host: str
     port: Port
@@ -138,7 +172,7 @@ class FolderDestination(_Section):
     """`[[destination]]` of type `folder`: DICOM files in a folder."""
 
     type: Literal["folder"]
-    name: str
+    name: Name
     path: Path
 
 
@@ -150,22 +184,25 @@ class RouteSettings(_Section):
 
     OUTPUTS: ClassVar[frozenset[str]] = frozenset({"seg", "sr"})
 
-    name: str
-    model: str
+    name: Name
+    model: ModelName
     level: Level = Level.SERIES
     match: dict[str, str] = Field(default_factory=dict)
     exclude: dict[str, str] = Field(default_factory=lambda: dict(DEFAULT_EXCLUDE))
     outside_validated: OutsideValidated = OutsideValidated.REFUSE
     outputs: tuple[str, ...] = ("seg", "sr")
-    destinations: tuple[str, ...] = ()
+    destinations: Names = ()
     quiet_period: Seconds | None = None
 
     @field_validator("match", "exclude")
     @classmethod
     def _patterns(cls, value: dict[str, str]) -> dict[str, str]:
         for keyword, pattern in value.items():
-            if tag_for_keyword(keyword) is None:
+            tag = tag_for_keyword(keyword)
+            if tag is None:
                 raise ValueError(f"'{keyword}' is no DICOM keyword (PS3.6), such as 'SeriesDescription'")
+            if dictionary_VR(tag) in _NOT_TEXT:
+                raise ValueError(f"'{keyword}' has no text that a pattern could match")
             try:
                 re.compile(pattern)
             except re.error as error:
@@ -178,7 +215,7 @@ class RouteSettings(_Section):
         unknown = set(value) - cls.OUTPUTS
         if unknown or not value:
             raise ValueError(f"outputs are some of {sorted(cls.OUTPUTS)}, not {sorted(unknown) or 'none'}")
-        return value
+        return _each_once(value)
 
 
 class Settings(BaseSettings):
@@ -286,18 +323,43 @@ def load(path: Path | None = None) -> Settings:
     """
     found = find(path)
     source = type("FileSettings", (Settings,), {"_file": found, "__module__": __name__})
+    _check_environment()
     try:
         settings: Settings = source()
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{found} is no TOML: {error}.") from error
+    except OSError as error:
+        raise ConfigurationError(f"{found} cannot be read: {error.strerror}.") from error
+    except SettingsError as error:
+        raise ConfigurationError(
+            f"The environment: {error}; a list is written as JSON, such as DICOMAI_RECEIVER__ALLOW='[\"CT01\"]'."
+        ) from error
     except ValidationError as error:
-        raise ConfigurationError(f"{found or 'The configuration'}: {'; '.join(map(_explain, error.errors()))}.") from error
+        raise ConfigurationError(
+            f"{found or 'The configuration'}: {'; '.join(map(_explain, error.errors()))}."
+        ) from error
     return Settings.model_construct(**{name: getattr(settings, name) for name in Settings.model_fields})
+
+
+def _check_environment() -> None:
+    """Refuse a misspelt section: pydantic-settings would pass over it in silence."""
+    for variable in os.environ:
+        section, separator, _ = variable.upper().removeprefix("DICOMAI_").partition("__")
+        if variable.upper().startswith("DICOMAI_") and separator and section.lower() not in Settings.model_fields:
+            raise ConfigurationError(
+                f"{variable} in the environment names no section of the configuration; there are: "
+                f"{', '.join(sorted(Settings.model_fields))}."
+            )
 
 
 def _explain(error: Any) -> str:
     place = ".".join(str(part) for part in error["loc"])
+    variable = "DICOMAI_" + place.replace(".", "__").upper()
+    if any(name.upper() == variable for name in os.environ):
+        place = variable
     text = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         text = "there is no such key"
+    if error["type"] == "union_tag_not_found":
+        text = "a destination needs its type: 'dicom' or 'folder'"
     return f"{place}: {text}" if place else text

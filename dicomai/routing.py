@@ -6,6 +6,7 @@ from enum import StrEnum
 from functools import cache
 
 from pydicom.dataset import Dataset
+from pydicom.errors import BytesLengthException
 from pydicom.multival import MultiValue
 
 DEFAULT_EXCLUDE = {"ImageType": "LOCALIZER|DERIVED|SECONDARY"}
@@ -55,12 +56,15 @@ def _compile(pattern: str) -> re.Pattern[str]:
 
 
 def values(ds: Dataset, keyword: str) -> tuple[str, ...]:
-    """Give every value of an attribute as text; none where it is missing or empty."""
-    value = ds.get(keyword)
-    if value is None or value == "":
+    """Give every value of an attribute as text; none where it is missing, empty or cannot be decoded."""
+    try:
+        value = ds.get(keyword)
+    except (BytesLengthException, NotImplementedError):  # a number cut off, or a VR that does not exist
+        return ()
+    if value is None:
         return ()
     items = value if isinstance(value, MultiValue | list | tuple) else [value]
-    return tuple(str(item).strip() for item in items)
+    return tuple(text for text in (str(item).strip() for item in items) if text)
 
 
 def matches(ds: Dataset, keyword: str, pattern: str) -> bool:
@@ -102,7 +106,7 @@ _SPEAKABLE = frozenset(
 def _quote(ds: Dataset, keyword: str) -> str:
     found = values(ds, keyword)
     if not found:
-        return f"{keyword} is missing"
+        return f"{keyword} {'has no value that can be read' if keyword in ds else 'is missing'}"
     if keyword not in _SPEAKABLE:
         return f"{keyword} is another"
     return f"{keyword} is '{chr(92).join(found)}'"

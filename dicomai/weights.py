@@ -134,7 +134,7 @@ def _download(bundle: Bundle, workspace: Path) -> Path:
         "-d",
         str(target),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)  # noqa: S603
+    done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)  # noqa: S603  no shell
     wheels = sorted(target.glob("*.whl")) if target.is_dir() else []
     if done.returncode != 0 or len(wheels) != 1:
         lines = [line.strip() for line in done.stderr.splitlines() if "ERROR" in line or "No module" in line]

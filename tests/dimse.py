@@ -194,7 +194,7 @@ def proposals(assoc: Association) -> list[PresentationContext]:
 
 def rejection(assoc: Association) -> tuple[int | None, int | None, int | None]:
     """Result, source and reason of the A-ASSOCIATE-RJ that came."""
-    assert assoc.is_rejected
+    wait_until(lambda: assoc.is_rejected)
     primitive = assoc.acceptor.primitive
     assert primitive is not None
     return primitive.result, primitive.result_source, primitive.diagnostic
