@@ -43,6 +43,7 @@ class Intake:
         self._index = Index(database)
         self._quiet_period = quiet_period
         self._min_free_bytes = min_free_bytes
+        self._announced: dict[int | None, set[str]] = {}  # studies in the log, by association
 
     def has_room(self) -> bool:
         """Tell whether the disk is above its low-water mark."""
@@ -54,6 +55,7 @@ class Intake:
 
     def close_association(self, association: int, outcome: AssociationEnd) -> None:
         """Write down how an association ended."""
+        self._announced.pop(association, None)
         self._associations.close(association, outcome)
 
     def renew(self, associations: Collection[int]) -> None:
@@ -102,8 +104,15 @@ class Intake:
                 sop_instance_uid=arrival.sop_instance_uid,
             )
         else:
-            log.debug("instance stored", study=trace, association=association, recorded=recorded.value)
+            self._announce(trace, association)
         return recorded
+
+    def _announce(self, trace: str, association: int | None) -> None:
+        """Log one line for each study and association, so that a study can be followed from where it came."""
+        traces = self._announced.setdefault(association, set())
+        if trace not in traces:
+            traces.add(trace)
+            log.info("images arrive", study=trace, association=association)
 
     def _record(self, arrival: Arrival, association: int | None) -> tuple[Recorded, str]:
         recorded, trace, rival = self._index.record(arrival, association, self._quiet_period)

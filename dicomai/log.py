@@ -19,7 +19,6 @@ import threading
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence, Set
-from contextlib import AbstractContextManager
 from datetime import date, datetime, time
 from enum import Enum
 from numbers import Integral, Real
@@ -91,16 +90,6 @@ def configure(mode: Mode = "auto", level: str = "INFO", role: str | None = None,
 def trace_id(study_instance_uid: str) -> str:
     """Give the id by which a study is followed through all processes: 12 hexadecimal digits of its UID's SHA-256."""
     return hashlib.sha256(study_instance_uid.encode()).hexdigest()[:12]
-
-
-def study(study_instance_uid: str, **values: object) -> AbstractContextManager[None]:
-    """Put `trace` (and further values) into every event that this thread logs inside the `with` block."""
-    return structlog.contextvars.bound_contextvars(trace=trace_id(study_instance_uid), **values)
-
-
-def bind(**values: object) -> None:
-    """Put values into every event that this thread logs from now on."""
-    structlog.contextvars.bind_contextvars(**values)
 
 
 def sanitize(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

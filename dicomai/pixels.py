@@ -185,7 +185,9 @@ def stored(ds: FileDataset, indices: Sequence[int]) -> Iterator[NDArray[Any]]:
         return
     options = as_pixel_options(ds, number_of_frames=1)
     tables = options.pop("extended_offsets", None)
-    encoded = list(generate_frames(ds.PixelData, number_of_frames=int(ds.get("NumberOfFrames") or 1), extended_offsets=tables))
+    encoded = list(
+        generate_frames(ds.PixelData, number_of_frames=int(ds.get("NumberOfFrames") or 1), extended_offsets=tables)
+    )
     plugin = next((name for name in _PLUGINS.get(syntax, _ANY) if name in decoder.available_plugins), "")
     for index in indices:
         _check_codestream(encoded[index], ds)

@@ -1,6 +1,5 @@
 """The index of studies, series and instances: what is here, in which version, and what contradicts what."""
 
-import secrets
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -21,6 +20,7 @@ from dicomai.database.tables import (
     Version,
 )
 from dicomai.errors import StoreError
+from dicomai.log import trace_id
 from dicomai.study import Identity
 
 _TRIES = 5
@@ -170,7 +170,11 @@ def _study(entry: _Entry) -> Study:
     session, arrival = entry.session, entry.arrival
     study = session.scalar(sa.select(Study).where(Study.study_instance_uid == arrival.study_instance_uid))
     if study is None:
-        study = Study(study_instance_uid=arrival.study_instance_uid, trace=secrets.token_hex(4), created_at=entry.now)
+        study = Study(
+            study_instance_uid=arrival.study_instance_uid,
+            trace=trace_id(arrival.study_instance_uid),
+            created_at=entry.now,
+        )
         session.add(study)
         session.flush()
     return study

@@ -85,12 +85,12 @@ class Association(Table):
 
 
 class Study(Table):
-    """A study, and the short random name by which its way is followed in the log."""
+    """A study, and the short name by which its way is followed in the log, see `log.trace_id`."""
 
     __tablename__ = "study"
     id: Mapped[int] = mapped_column(Key, primary_key=True)
     study_instance_uid: Mapped[str] = mapped_column(UID, unique=True)
-    trace: Mapped[str] = mapped_column(String(16), unique=True)
+    trace: Mapped[str] = mapped_column(String(16))
     created_at: Mapped[datetime]
     series: Mapped[list["Series"]] = relationship(back_populates="study")
 

@@ -96,29 +96,10 @@ def test_configured_twice_an_event_is_written_once(lines: Lines) -> None:
     assert lines() == []
 
 
-def test_one_id_follows_a_study_from_process_to_process(lines: Lines) -> None:
-    with log.study("1.2.840.1", workitem=3):
-        structlog.get_logger().info("received")
-    structlog.get_logger().info("idle")
-
-    def deliver() -> None:
-        with log.study("1.2.840.1"):
-            structlog.get_logger().info("sent")
-
-    thread = threading.Thread(target=deliver)
-    thread.start()
-    thread.join()
-    received, idle, sent = lines()
-    assert received["trace"] == sent["trace"] == log.trace_id("1.2.840.1")
-    assert received["workitem"] == 3
-    assert "trace" not in idle
-    assert log.trace_id("1.2.840.2") != received["trace"]
-
-
-def test_values_bound_once_stay(lines: Lines) -> None:
-    log.bind(trace="abc")
-    structlog.get_logger().info("one")
-    assert lines()[0]["trace"] == "abc"
+def test_one_id_follows_a_study_and_is_not_its_uid() -> None:
+    assert log.trace_id("1.2.840.1") == log.trace_id("1.2.840.1")
+    assert log.trace_id("1.2.840.1") != log.trace_id("1.2.840.2")
+    assert "1.2.840" not in log.trace_id("1.2.840.1")
 
 
 NAME = "DOE^JOHN"

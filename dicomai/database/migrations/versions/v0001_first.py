@@ -44,7 +44,6 @@ def upgrade() -> None:
         sa.Column("created_at", UTCDateTime(), nullable=False),
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("study_instance_uid"),
-        sa.UniqueConstraint("trace"),
     )
     op.create_table(
         "result_object",
