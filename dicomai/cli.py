@@ -1,15 +1,18 @@
 """The command line: parses arguments and calls; nothing else."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from dicomai import __version__, config
 from dicomai.config import Settings
 from dicomai.errors import ConfigurationError, DicomaiError
 
 Command = Callable[[argparse.Namespace, Settings], int]
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 # What a command imports, it imports when it is called: `dicomai --help` and the receiver stay quick.
 # ruff: noqa: PLC0415
@@ -19,34 +22,76 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        0 done, 1 the work failed, 2 the call or the configuration is wrong.
+        0 done, 1 the work failed, 2 the call or the configuration is wrong, 130 interrupted.
     """
     namespace = parser().parse_args(arguments)
     command: Command = namespace.command
     try:
-        return command(namespace, config.load(namespace.config))
+        status = command(namespace, config.load(namespace.config))
+        sys.stdout.flush()
     except ConfigurationError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
+        return _say(error, 2)
     except DicomaiError as error:
-        sys.stderr.write(f"{error}\n")
+        return _say(error, 1)
+    except BrokenPipeError:
+        # Who read our output has had enough; the interpreter must not try to flush the rest at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         return 130
+    return status
+
+
+def _say(error: DicomaiError, status: int) -> int:
+    sys.stderr.write(f"{error}\n")
+    return status
 
 
 def parser() -> argparse.ArgumentParser:
     """Make the parser; the documentation is tested against it."""
-    root = argparse.ArgumentParser(prog="dicomai", description="An AI node for a hospital's PACS.")
+    root = argparse.ArgumentParser(
+        prog="dicomai",
+        description="An AI node for a hospital's PACS.",
+        epilog="Example: dicomai demo. Every command explains itself: dicomai run --help.",
+    )
     root.add_argument("--version", action="version", version=f"dicomai {__version__}")
+    root.set_defaults(config=None, json=False)
     commands = root.add_subparsers(metavar="COMMAND", required=True)
 
     serve = _add(commands, "serve", _serve, "run the node", "dicomai serve --config /etc/dicomai/dicomai.toml")
-    serve.add_argument("--only", metavar="ROLES", help="receiver,planner,worker,delivery,console: only these, comma-separated")
-
+    serve.add_argument(
+        "--only", metavar="ROLES", help="receiver,planner,worker,delivery,console: only these, comma-separated"
+    )
     demo = _add(commands, "demo", _demo, "send a real study through a node, and show what comes back", "dicomai demo")
-    demo.add_argument("--out", type=Path, default=Path("demo-output"), help="where results go (default: ./demo-output)")
+    demo.add_argument(
+        "--out", type=Path, default=Path("demo-output"), metavar="DIR", help="where results go (./demo-output)"
+    )
+    _add_run(commands)
+    _add_wire(commands)
+    _add_worklist(commands)
+    _add_models(commands)
 
+    routes = _group(commands, "routes", "what runs on which images", "dicomai routes explain STUDY")
+    explain = _add(
+        routes,
+        "explain",
+        _explain,
+        "say which routes take the images in a folder, and why the others do not",
+        "dicomai routes explain STUDY",
+        json=True,
+    )
+    explain.add_argument("study", type=Path, metavar="STUDY_DIR")
+
+    example = "dicomai config check --config dicomai.toml"
+    settings = _group(commands, "config", "the configuration", example)
+    _add(settings, "check", _config_check, "check the configuration", example, json=True)
+    database = _group(commands, "db", "the worklist's database", "dicomai db upgrade")
+    _add(database, "upgrade", _db_upgrade, "bring the schema to this version", "dicomai db upgrade")
+    _add(commands, "doctor", _doctor, "look the node over, and say what to mend", "dicomai doctor", json=True)
+    return root
+
+
+def _add_run(commands: Commands) -> None:
     run = _add(
         commands,
         "run",
@@ -62,42 +107,19 @@ def parser() -> argparse.ArgumentParser:
         "--outside-validated", action="store_true", help="run on images it was not validated for; the SR says so"
     )
 
-    send = _add(
-        commands, "send", _send, "send DICOM files to an AE", "dicomai send STUDY DICOMAI@127.0.0.1:11112", json=True
-    )
+
+def _add_wire(commands: Commands) -> None:
+    example = "dicomai send STUDY DICOMAI@127.0.0.1:11112"
+    send = _add(commands, "send", _send, "send DICOM files to an AE", example, json=True)
     send.add_argument("files", type=Path, nargs="+", metavar="FILES", help="files, or folders of files")
-    send.add_argument("destination", metavar="DEST", help="a [[destination]]'s name, or AE@host:port")
-
     echo = _add(commands, "echo", _echo, "verify an AE by C-ECHO", "dicomai echo pacs", json=True)
-    echo.add_argument("destination", metavar="DEST", help="a [[destination]]'s name, or AE@host:port")
-
-    _add_worklist(commands)
-    _add_models(commands)
-
-    routes = _group(commands, "routes", "what runs on which images")
-    explain = _add(
-        routes, "explain", _explain, "say which routes take the images in a folder, and why not", "dicomai routes explain STUDY",
-        json=True,
-    )  # fmt: skip
-    explain.add_argument("study", type=Path, metavar="STUDY_DIR")
-
-    settings = _group(commands, "config", "the configuration")
-    _add(
-        settings,
-        "check",
-        _config_check,
-        "check the configuration",
-        "dicomai config check --config dicomai.toml",
-        json=True,
-    )
-    database = _group(commands, "db", "the worklist's database")
-    _add(database, "upgrade", _db_upgrade, "bring the schema to this version", "dicomai db upgrade")
-    _add(commands, "doctor", _doctor, "look the node over, and say what to mend", "dicomai doctor", json=True)
-    return root
+    for one in (send, echo):
+        one.add_argument("destination", metavar="DEST", help="a [[destination]]'s name, or AE@host:port")
 
 
-def _add_worklist(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    worklist = _group(commands, "worklist", "the work: list, show, retry, cancel, release")
+def _add_worklist(commands: Commands) -> None:
+    what = "the work: list, show, retry, cancel, release"
+    worklist = _group(commands, "worklist", what, "dicomai worklist", _worklist_list)
     _add(worklist, "list", _worklist_list, "list the work", "dicomai worklist list", json=True)
     show = _add(worklist, "show", _worklist_show, "show one workitem", "dicomai worklist show 12", json=True)
     show.add_argument("id", type=int, metavar="ID")
@@ -111,44 +133,46 @@ def _add_worklist(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
         change.set_defaults(verb=verb)
 
 
-def _add_models(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    models = _group(commands, "models", "the models and their weights")
+def _add_models(commands: Commands) -> None:
+    models = _group(commands, "models", "the models and their weights", "dicomai models", _models_list)
     _add(models, "list", _models_list, "list the models", "dicomai models list", json=True)
     pull = _add(models, "pull", _models_pull, "get a model's weights", "dicomai models pull brain_extraction")
     pull.add_argument("name", metavar="NAME")
     pull.add_argument(
         "--from", dest="source", type=Path, metavar="DIR", help="a folder that holds them, without internet"
     )
-    check = _add(
-        models, "check", _models_check, "look a bundle's folder over", "dicomai models check models/NAME", json=True
-    )
+    example = "dicomai models check models/NAME"
+    check = _add(models, "check", _models_check, "look a bundle's folder over", example, json=True)
     check.add_argument("path", type=Path, metavar="PATH")
 
 
-def _group(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, what: str
-) -> "argparse._SubParsersAction[argparse.ArgumentParser]":
-    group = commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
-    return group.add_subparsers(metavar="COMMAND", required=True)
+def _group(commands: Commands, name: str, what: str, example: str, alone: Command | None = None) -> Commands:
+    """Add a command that has commands of its own; `alone` is run where none of them is named."""
+    group = commands.add_parser(
+        name, help=what, description=f"{what[0].upper()}{what[1:]}.", epilog=f"Example: {example}"
+    )
+    if alone is not None:
+        _add_options(group, json=True)
+        group.set_defaults(command=alone)
+    return group.add_subparsers(metavar="COMMAND", required=alone is None)
 
 
 def _add(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
-    name: str,
-    command: Command,
-    what: str,
-    example: str,
-    *,
-    json: bool = False,
+    commands: Commands, name: str, command: Command, what: str, example: str, *, json: bool = False
 ) -> argparse.ArgumentParser:
     one = commands.add_parser(
         name, help=what, description=f"{what[0].upper()}{what[1:]}.", epilog=f"Example: {example}"
     )
-    one.add_argument("--config", type=Path, metavar="FILE", help="the configuration (TOML)")
-    if json:
-        one.add_argument("--json", action="store_true", help="print JSON")
+    _add_options(one, json=json)
     one.set_defaults(command=command)
     return one
+
+
+def _add_options(one: argparse.ArgumentParser, *, json: bool) -> None:
+    # Suppressed defaults: `dicomai worklist --json list` must not lose what was said before `list`.
+    one.add_argument("--config", type=Path, metavar="FILE", default=argparse.SUPPRESS, help="the configuration (TOML)")
+    if json:
+        one.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
 
 
 def _serve(arguments: argparse.Namespace, settings: Settings) -> int:

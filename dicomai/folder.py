@@ -19,14 +19,24 @@ def read(path: Path) -> tuple[tuple[Study, ...], list[str]]:
     if not path.is_dir():
         raise ConfigurationError(f"{path} is no folder; name one that holds the DICOM files of a study.")
     instances, unread = [], []
-    for file in sorted(p for p in path.rglob("*") if p.is_file()):
-        if not _looks_like_dicom(file):
-            continue
+    for file in files(path):
         try:
             instances.append(Instance.read(lambda file=file: file.open("rb"), str(file)))  # type: ignore[misc]
         except UnreadableError as error:
             unread.append(str(error))
     return study.group(instances), unread
+
+
+def files(path: Path) -> tuple[Path, ...]:
+    """List the DICOM files below a folder, by name; a README beside them is none.
+
+    Raises:
+        ConfigurationError: one of the files cannot be opened.
+    """
+    try:
+        return tuple(file for file in sorted(path.rglob("*")) if file.is_file() and _looks_like_dicom(file))
+    except OSError as error:
+        raise ConfigurationError(f"{error.filename or path} cannot be read: {error.strerror}.") from error
 
 
 def _looks_like_dicom(file: Path) -> bool:

@@ -1,19 +1,25 @@
 """`dicomai config check`, `db upgrade` and `doctor`."""
 
+import errno
 import os
+import shutil
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from rich.text import Text
+
 from dicomai import config, weights
 from dicomai.commands.output import console, print_json
+from dicomai.commands.worklist import missing_file
 from dicomai.config import DicomDestination, Settings
 from dicomai.database import Database
 from dicomai.destinations import echo
-from dicomai.errors import DicomaiError
+from dicomai.errors import DicomaiError, RejectedError, UnreachableError
 from dicomai.node import bundles_of, locked
+from dicomai.store import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,21 +32,33 @@ class Finding:
 
 
 def config_check(settings: Settings, path: Path | None, *, as_json: bool) -> int:
-    """Say that the configuration holds; a wrong one never gets here."""
+    """Say that the configuration holds; a wrong one never gets here.
+
+    Raises:
+        BundleError: a route names a model that is missing or not sound.
+    """
     bundles_of(settings)
     found = config.find(path)
     if as_json:
         print_json({"file": str(found) if found else None, "settings": settings.model_dump(mode="json")})
-    else:
-        console().print(
-            f"{found or 'The built-in defaults'}: {len(settings.route)} routes, {len(settings.destination)} destinations,"
-            " all in order."
-        )
+        return 0
+    where = found or "The built-in defaults"
+    counts = f"{_count(settings.route, 'route')} and {_count(settings.destination, 'destination')}"
+    console().print(f"{where}: {counts}, all in order.")
     return 0
 
 
+def _count(entries: Sequence[object], what: str) -> str:
+    return f"{len(entries)} {what}{'' if len(entries) == 1 else 's'}"
+
+
 def db_upgrade(settings: Settings) -> int:
-    """Bring the worklist's schema to this version."""
+    """Bring the worklist's schema to this version.
+
+    Raises:
+        StoreError: the storage cannot be written, or the database does not answer.
+    """
+    Store(settings.node.storage)  # says in a sentence what is wrong with the folder
     with locked(settings.node.storage / "migration.lock"):
         Database(settings.node.worklist_url).migrate()
     console().print("The worklist has this version's schema.")
@@ -56,9 +74,9 @@ def doctor(settings: Settings, path: Path | None, *, as_json: bool) -> int:
     if as_json:
         print_json([asdict(finding) for finding in findings])
     else:
-        marks = {"good": "[green]✓[/green]", "warning": "[yellow]![/yellow]", "bad": "[red]✗[/red]"}
+        marks = {"good": ("✓", "green"), "warning": ("!", "yellow"), "bad": ("✗", "red")}
         for finding in findings:
-            console().print(marks[finding.verdict], f"{finding.about}:", finding.sentence)
+            console().print(Text.assemble(marks[finding.verdict], f" {finding.about}: {finding.sentence}"))
     return 1 if any(finding.verdict == "bad" for finding in findings) else 0
 
 
@@ -70,30 +88,37 @@ def _tried(about: str, attempt: Callable[[], str]) -> Finding:
 
 
 def _storage(settings: Settings) -> list[Finding]:
-    folder = settings.node.storage
+    """Try what the node needs of the folder; a folder that is not there yet is not made, it is the node's to make."""
+    folder = settings.node.storage.absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as room:
+        with tempfile.TemporaryDirectory(dir=there) as room:
             one = Path(room) / "one"
             one.touch()
-            os.link(one, Path(room) / "two")
-        free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
+            (Path(room) / "two").hardlink_to(one)
+        free = shutil.disk_usage(there).free
     except OSError as error:
-        return [
-            Finding(
-                "bad",
-                "storage",
-                f"{folder} cannot be written with hard links ({error.strerror}); use a local file system.",
-            )
-        ]
-    verdict = "good" if free >= settings.receiver.min_free_bytes else "bad"
-    return [Finding(verdict, "storage", f"{folder}, {free / 1e9:.1f} GB free")]
+        sentence = (
+            f"{there} cannot be written with hard links ({error.strerror}):"
+            " let this user write there, on a local file system."
+        )
+        return [Finding("bad", "storage", sentence)]
+    said = f"{folder}, {free / 1e9:.1f} GB free" + ("" if there == folder else "; it is made at the first start")
+    if free < settings.receiver.min_free_bytes:
+        need = settings.receiver.min_free_bytes / 1e9
+        return [Finding("bad", "storage", f"{said}: nothing is received with less than {need:.1f} GB, free some.")]
+    return [Finding("good", "storage", said)]
 
 
 def _database(settings: Settings) -> list[Finding]:
+    file = missing_file(settings)
+    if file is not None:
+        return [Finding("good", "worklist", f"{file} is made at the first start")]
+
     def attempt() -> str:
         database = Database(settings.node.worklist_url)
         current = database.is_current()
+        database.close()
         return "reached" + ("" if current else "; `dicomai serve` will bring its schema to this version")
 
     return [_tried("worklist", attempt)]
@@ -122,24 +147,47 @@ def _destinations(settings: Settings) -> list[Finding]:
                 return f"{entry.ae_title} answered in {1000 * seconds:.0f} ms"
 
             findings.append(_tried(f"destination {entry.name}", attempt))
-        elif os.access(entry.path if entry.path.exists() else entry.path.parent, os.W_OK):
+            continue
+        folder = entry.path.absolute()
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
             findings.append(Finding("good", f"destination {entry.name}", str(entry.path)))
         else:
-            findings.append(Finding("bad", f"destination {entry.name}", f"{entry.path} cannot be written to."))
+            sentence = f"{there} cannot be written to: mount it, or let this user write there."
+            findings.append(Finding("bad", f"destination {entry.name}", sentence))
     return findings
 
 
 def _receiver(settings: Settings) -> list[Finding]:
     findings = []
     if not settings.receiver.allow:
-        findings.append(
-            Finding("warning", "receiver", "anyone may send: list the AE titles that may in receiver.allow.")
-        )
-    with socket.socket() as probe:
-        taken = probe.connect_ex(("127.0.0.1", settings.node.port)) == 0
-    said = "something answers on it; a node runs, or another program has it" if taken else "free"
-    findings.append(Finding("good", f"port {settings.node.port}", said))
-    return findings
+        sentence = "anyone may send: list the AE titles that may in receiver.allow."
+        findings.append(Finding("warning", "receiver", sentence))
+    node = settings.node
+    about = f"port {node.port}"
+    host = "127.0.0.1" if node.host in {"0.0.0.0", "::"} else node.host  # noqa: S104  a comparison
+    us = DicomDestination(type="dicom", name="this node", ae_title=node.ae_title, host=host, port=node.port)
+    try:
+        with socket.create_server((node.host, node.port), family=_family(node.host)):
+            return [*findings, Finding("good", about, "free; the node does not run")]
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            sentence = f"{node.host} port {node.port} cannot be had ({error.strerror}): set node.host and node.port."
+            return [*findings, Finding("bad", about, sentence)]
+    try:
+        echo(us, calling_ae=node.ae_title, timeout=settings.delivery.timeout)
+    except RejectedError as error:
+        if settings.receiver.allow:  # our own AE title need not be one that may send
+            return [*findings, Finding("good", about, "a DICOM node answers, which does not let us in as a sender")]
+        return [*findings, Finding("bad", about, f"another DICOM node has it: {error}")]
+    except UnreachableError:
+        sentence = "another program has it: end that program, or set node.port to a free one."
+        return [*findings, Finding("bad", about, sentence)]
+    return [*findings, Finding("good", about, f"{node.ae_title} answers")]
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def _routes(settings: Settings) -> list[Finding]:
@@ -153,11 +201,6 @@ def _routes(settings: Settings) -> list[Finding]:
 
 
 def _device(settings: Settings) -> list[Finding]:
-    import torch  # noqa: PLC0415  one look at what inference will find
+    from dicomai import inference  # noqa: PLC0415  imports torch; no other command of this file needs it
 
-    wanted = settings.worker.device
-    here = torch.cuda.is_available()
-    name = torch.cuda.get_device_name() if here else "CPU"
-    if wanted == "cuda" and not here:
-        return [Finding("bad", "device", "worker.device asks for a GPU and there is none.")]
-    return [Finding("good", "device", name)]
+    return [_tried("device", lambda: inference.describe_device(settings.worker.device))]

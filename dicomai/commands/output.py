@@ -10,8 +10,8 @@ from rich.table import Table
 
 
 def console() -> Console:
-    """Standard output, as wide as it takes when it is no terminal, so that a sentence is never cut in a log."""
-    return Console(width=None if sys.stdout.isatty() else 250, highlight=False, soft_wrap=False)
+    """Standard output; what is printed is text, never markup, and where it is no terminal a sentence is one line."""
+    return Console(width=None if sys.stdout.isatty() else 1000, highlight=False, markup=False)
 
 
 def print_json(value: Any) -> None:

@@ -1,12 +1,14 @@
 """`dicomai echo` and `dicomai send`."""
 
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from dicomai import folder
 from dicomai.commands.output import console, print_json
 from dicomai.config import DicomDestination, Settings
 from dicomai.destinations import SentFile, send_files
@@ -41,19 +43,29 @@ def echo(settings: Settings, name: str, *, as_json: bool) -> int:
     else:
         console().print(
             f"{entry.ae_title} at {entry.host} port {entry.port} answered {settings.node.ae_title} "
-            f"in {1000 * seconds:.0f} ms."
+            f"in {1000 * seconds:.0f} ms.",
         )
     return 0
 
 
-def send(settings: Settings, files: Sequence[Path], name: str, *, as_json: bool) -> int:
-    """Send DICOM files as they are."""
+def send(settings: Settings, paths: Sequence[Path], name: str, *, as_json: bool) -> int:
+    """Send DICOM files as they are; of a folder, every DICOM file in it.
+
+    Returns:
+        0 if the destination has every file now, else 1.
+
+    Raises:
+        ConfigurationError: there is no such destination, or a path does not exist.
+        DeliveryError: there was no association.
+    """
     entry = destination(settings, name)
-    missing = next((path for path in files if not path.exists()), None)
+    missing = next((path for path in paths if not path.exists()), None)
     if missing is not None:
         raise ConfigurationError(f"{missing} does not exist.")
+    files = [file for path in paths for file in (folder.files(path) if path.is_dir() else (path,))]
+    screen = Console(stderr=True)
     columns = (TextColumn("sending"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=as_json) as bar:
+    with Progress(*columns, console=screen, transient=True, disable=as_json or not screen.is_terminal) as bar:
         task = bar.add_task("", total=None)
 
         def note(_: SentFile, done: int, total: int) -> None:
@@ -64,11 +76,18 @@ def send(settings: Settings, files: Sequence[Path], name: str, *, as_json: bool)
         )
     if as_json:
         print_json(
-            [{"file": str(s.path), "accepted": s.is_accepted, "status": s.status, "comment": s.text} for s in sent]
+            [
+                {"file": str(s.path), "accepted": s.is_accepted, "status": _hex(s.status), "comment": s.text}
+                for s in sent
+            ]
         )
     else:
         for one in sent:
-            if not one.is_accepted or one.text:
-                console().print(f"{one.path}: {one.text}")
+            if one.text:
+                (sys.stdout if one.is_accepted else sys.stderr).write(f"{one.path}: {one.text}\n")
         console().print(f"{sum(s.is_accepted for s in sent)} of {len(sent)} files accepted by {entry.name}.")
     return 0 if sent and all(s.is_accepted for s in sent) else 1
+
+
+def _hex(status: int | None) -> str | None:
+    return None if status is None else f"0x{status:04X}"

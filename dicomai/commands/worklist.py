@@ -1,6 +1,10 @@
 """`dicomai worklist`."""
 
-import getpass
+import os
+import pwd
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
 
 from dicomai.commands.output import console, print_json, print_table
 from dicomai.config import Settings
@@ -13,15 +17,23 @@ def overview(settings: Settings) -> Overview:
     """Open the worklist of a node.
 
     Raises:
-        ConfigurationError: there is none yet.
+        ConfigurationError: there is none yet, or its schema is another version's.
+        StoreError: the database does not answer.
     """
-    url = settings.node.worklist_url
-    if url.startswith("sqlite") and not (settings.node.storage / "worklist.db").exists() and not settings.node.worklist:
-        raise ConfigurationError(f"There is no worklist at {url}; `dicomai serve` or `dicomai db upgrade` makes it.")
-    database = Database(url)
+    file = missing_file(settings)
+    if file is not None:
+        raise ConfigurationError(f"There is no worklist at {file}: `dicomai serve` or `dicomai db upgrade` makes it.")
+    database = Database(settings.node.worklist_url)
     if not database.is_current():
-        raise ConfigurationError(f"The worklist {url} has another schema; run `dicomai db upgrade`.")
+        raise ConfigurationError("The worklist has the schema of another version: run `dicomai db upgrade`.")
     return Overview(database)
+
+
+def missing_file(settings: Settings) -> Path | None:
+    """Name the file of an embedded worklist that is not there yet; merely to look for it would make it."""
+    url = settings.node.worklist_url
+    file = Path(url.removeprefix("sqlite:///"))
+    return file if url.startswith("sqlite") and not file.exists() else None
 
 
 def show_all(settings: Settings, *, as_json: bool) -> int:
@@ -50,40 +62,57 @@ def show_all(settings: Settings, *, as_json: bool) -> int:
 
 
 def show(settings: Settings, number: int, *, as_json: bool) -> int:
-    """Show one workitem with its history."""
+    """Show one workitem with its inputs, its result and its history.
+
+    Raises:
+        WorklistError: there is no such item.
+    """
     item = overview(settings).show(number)
     if as_json:
         print_json(item)
         return 0
     out = console()
     for key, value in item.items():
-        if not isinstance(value, list):
-            out.print(f"{key.replace('_', ' '):20} {'' if value is None else value}")
-    print_table(
-        ("ROLE", "SERIES", "STACK", "INSTANCES"),
-        [(i["role"], i["series_instance_uid"], i["stack"], i["instances"]) for i in item["inputs"]],
-        "",
+        if not isinstance(value, list) and value not in {None, ""}:
+            text = _moment(value) if key == "changed_at" else str(value)
+            out.print(f"{key.replace('_', ' '):20} {text}")
+    parts: tuple[tuple[str, Sequence[str], list[tuple[object, ...]]], ...] = (
+        (
+            "Inputs",
+            ("ROLE", "SERIES", "STACK", "INSTANCES"),
+            [(i["role"], i["series_instance_uid"], i["stack"], i["instances"]) for i in item["inputs"]],
+        ),
+        (
+            "Result",
+            ("OBJECT", "SOP INSTANCE", "STATUS", "ACCEPTED", "COMMENT"),
+            [
+                (o["output"], o["sop_instance_uid"], o["status"] or "", _moment(o["accepted_at"]), o["comment"])
+                for o in item["objects"]
+            ],
+        ),
+        (
+            "History",
+            ("AT", "WHO", "EVENT", "DETAIL"),
+            [(_moment(h["at"]), h["actor"], h["event"], h["detail"]) for h in item["history"]],
+        ),
     )
-    print_table(
-        ("OBJECT", "SOP INSTANCE", "STATUS", "ACCEPTED", "COMMENT"),
-        [
-            (o["output"], o["sop_instance_uid"], o["status"] or "", o["accepted_at"] or "", o["comment"])
-            for o in item["objects"]
-        ],
-        "No result objects yet.",
-    )
-    print_table(
-        ("AT", "WHO", "EVENT", "DETAIL"),
-        [(h["at"], h["actor"], h["event"], h["detail"]) for h in item["history"]],
-        "",
-    )
+    for title, columns, rows in parts:
+        if rows:
+            out.print()
+            out.print(title, style="bold")
+            print_table(columns, rows, "")
     return 0
+
+
+def _moment(text: str | None) -> str:
+    """Show a time by this machine's clock, as people read it."""
+    return datetime.fromisoformat(text).astimezone().strftime("%Y-%m-%d %H:%M:%S") if text else ""
 
 
 def change(settings: Settings, verb: str, number: int) -> int:
     """Retry, cancel or release an item on the word of the person who calls."""
     worklist = overview(settings)
-    who = f"person/{getpass.getuser()}"
+    who = f"person/{_user()}"
     match verb:
         case "retry":
             console().print(f"Workitem {worklist.retry(number, who)} replaces {number}.")
@@ -96,3 +125,11 @@ def change(settings: Settings, verb: str, number: int) -> int:
         case _:
             raise ConfigurationError(f"There is no `dicomai worklist {verb}`.")
     return 0
+
+
+def _user() -> str:
+    """Name who calls, for the audit; by number where the user has no name, as in some containers."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())

@@ -4,8 +4,8 @@ A bundle's `inference.json` may name `dicomai.inference.LocateThenSegment` as it
 """
 
 from dicomai.inference.check import check
-from dicomai.inference.engine import Engine, load
+from dicomai.inference.engine import Engine, describe_device, load
 from dicomai.inference.errors import UnusableAnswerError
 from dicomai.inference.locate import LocateThenSegment
 
-__all__ = ["Engine", "LocateThenSegment", "UnusableAnswerError", "check", "load"]
+__all__ = ["Engine", "LocateThenSegment", "UnusableAnswerError", "check", "describe_device", "load"]

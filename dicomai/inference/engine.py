@@ -185,6 +185,18 @@ def load(bundle: Bundle, weights_dir: Path, device: Device = "auto") -> Engine:
     return Engine(bundle, chosen, network, inferer, preprocessing, postprocessing)
 
 
+def describe_device(wanted: Device = "auto") -> str:
+    """Name what networks will run on, such as 'NVIDIA H100 80GB HBM3' or 'CPU, 16 threads'.
+
+    Raises:
+        ConfigurationError: `cuda` was asked for and there is no GPU.
+    """
+    chosen = _device(wanted)
+    if chosen.type == "cuda":
+        return str(torch.cuda.get_device_name(chosen))
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
 def _device(wanted: Device) -> torch.device:
     present = torch.cuda.is_available()
     if wanted == "cuda" and not present:
