@@ -15,6 +15,9 @@ from dicomai.routing import values
 # What enhanced multi-frame MR calls by another keyword (PS3.3 C.8.13.5.4 MR Echo, C.8.13.5.7 MR Modifier).
 _ENHANCED_KEYWORD = {"EchoTime": "EffectiveEchoTime", "InversionTime": "InversionTimes"}
 
+# What may be said in codes instead, or as well (PS3.3 C.7.6.4, C.7.6.4b): enhanced images have nothing else.
+_CODED_KEYWORD = {"ContrastBolusAgent": "ContrastBolusAgentSequence"}
+
 # Quoted in sentences, beside the attributes of group 0018 (acquisition): they describe the images, not the person.
 _QUOTABLE = frozenset({"Modality", "SeriesDescription", "ImageType", "AcquisitionContrast", "StudyDescription"})
 
@@ -178,14 +181,16 @@ def attribute(header: Dataset, keyword: str, frame: int = 1) -> tuple[str, ...]:
     """Give every value of an attribute as text, wherever it stands; none where it is missing.
 
     In an enhanced multi-frame instance it may stand in the shared functional groups or in those of the frame
-    (PS3.3 C.7.6.16), and may have another keyword there. Where PatientAge is missing, it is the time from
-    PatientBirthDate to StudyDate.
+    (PS3.3 C.7.6.16), and may have another keyword there; a contrast agent may be
+    there in codes only. Where PatientAge is missing, it is the time from PatientBirthDate to StudyDate.
     """
     for name in (keyword, _ENHANCED_KEYWORD.get(keyword)):
         for place in _places(header, frame):
             found = values(place, name) if name else ()
             if found:
                 return found
+    for item in header.get(_CODED_KEYWORD.get(keyword, "")) or ():
+        return values(item, "CodeMeaning") or ("unnamed",)
     return _age(header) if keyword == "PatientAge" else ()
 
 

@@ -90,8 +90,11 @@ def check(bundle: Bundle, inputs: Mapping[str, Stack], outside_validated: Outsid
     """
     remarks = []
     for role, stack in inputs.items():
-        bundle.accept(stack.header, role)
-        remark = bundle.outside_validated(stack.header, role, stack.frames[0].number or 1)
+        for instance in stack.instances:
+            bundle.accept(instance.header, role)
+        # Every slice: a header that differs somewhere in the series must not hide behind the first.
+        said = (bundle.outside_validated(one.instance.header, role, one.number or 1) for one in stack.frames)
+        remark = next((sentence for sentence in said if sentence is not None), None)
         if remark is None:
             continue
         if outside_validated is OutsideValidated.REFUSE:

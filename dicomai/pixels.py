@@ -85,9 +85,11 @@ def check(instance: Instance) -> None:
             f"Instance {uid} is no grey image (PhotometricInterpretation '{photometric}'): only MONOCHROME1 and"
             " MONOCHROME2 can be analysed."
         )
-    for keyword in ("BitsStored", "PixelRepresentation"):
-        if header.get(keyword) is None:
-            raise UnreadableError(f"Instance {uid} has no {keyword}, without which pixels have no meaning.")
+    for keyword in ("Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation"):
+        if not isinstance(header.get(keyword), int):
+            raise UnreadableError(
+                f"Instance {uid} has no single number in {keyword}, without which pixels say nothing."
+            )
     if header.get("HighBit", header.BitsStored - 1) != header.BitsStored - 1:
         raise UnreadableError(
             f"Instance {uid} has HighBit {header.HighBit} with BitsStored {header.BitsStored}, a layout that DICOM has"
@@ -110,12 +112,19 @@ def decode(frames: Sequence[Frame], threads: int) -> NDArray[Any]:
 
     Raises:
         UnreadableError: pixel data is missing, truncated or cannot be decoded, or its rescaling has no meaning.
+        NotAcceptedError: the array does not fit into memory.
         StoreError: the storage did not give an instance.
     """
     header = frames[0].instance.header
     size = (int(header.Rows), int(header.Columns))
     rescales = [_rescale(frame) for frame in frames]
-    array = np.empty((len(frames), *size), dtype=_dtype(frames, rescales))
+    try:
+        array = np.empty((len(frames), *size), dtype=_dtype(frames, rescales))
+    except MemoryError as error:
+        raise NotAcceptedError(
+            f"The stack has {len(frames)} slices of {size[1]} x {size[0]} pixels, which do not fit into this machine's"
+            " memory: send a smaller series, or run it on a larger machine."
+        ) from error
     places: dict[str, list[int]] = {}
     for z, frame in enumerate(frames):
         places.setdefault(frame.instance.sop_instance_uid, []).append(z)

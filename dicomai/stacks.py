@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 from scipy.sparse.csgraph import connected_components
+from scipy.spatial.distance import cdist
 
 from dicomai.errors import UnreadableError
 from dicomai.routing import values
@@ -27,6 +28,9 @@ two angles differ by a degree or more. `volume.load` asks for more, because ther
 
 ALIKE = 1e-3
 """Echo times, or b-values, whose neighbours differ by less than this fraction are one: scanners let them jitter."""
+
+_MOST_FRAMES = 100_000
+"""Frames of one instance; a count beyond that is a broken header, and would fill the memory before a pixel is read."""
 
 _FRAME_TYPES = (
     "MRImageFrameTypeSequence",
@@ -64,9 +68,14 @@ def frames(instance: Instance) -> tuple[Frame, ...]:
     """Give the frames of an instance: one without a number, or as many as a multi-frame instance has.
 
     Raises:
-        UnreadableError: NumberOfFrames is no number, or the per-frame functional groups are not as many.
+        UnreadableError: NumberOfFrames is no number or cannot be, or the per-frame functional groups are not as many.
     """
     count = number(instance.header, "NumberOfFrames") or 1
+    if not 1 <= count <= _MOST_FRAMES:
+        raise UnreadableError(
+            f"Instance {instance.sop_instance_uid} says that it has {count:.0f} frames, where 1 to {_MOST_FRAMES} can"
+            " be: ask the sender for a new copy."
+        )
     groups = _sequence(instance.header, "PerFrameFunctionalGroupsSequence")
     if groups and len(groups) != count:
         raise UnreadableError(
@@ -241,7 +250,7 @@ def _chords(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
     """Give the distance between the ends of every two vectors, each brought to unit length."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit = vectors / np.where(lengths > 0, lengths, 1.0)
-    return np.asarray(np.linalg.norm(unit[:, None, :] - unit[None, :, :], axis=2), dtype=np.float64)
+    return np.asarray(cdist(unit, unit), dtype=np.float64)
 
 
 def _rank(piece: Sequence[_Traits]) -> tuple[object, ...]:

@@ -46,11 +46,11 @@ class Identity:
         return tuple(keyword for keyword, one, two in pairs if one != two)
 
 
-# What pydicom raises for a file that is none of its own, or a broken one.
-_UNREADABLE = (
+UNREADABLE = (
     pydicom.errors.InvalidDicomError, EOFError, ValueError, OSError, LookupError, TypeError, AttributeError,
-    NotImplementedError, struct.error, zlib.error,
+    NotImplementedError, RuntimeError, ArithmeticError, MemoryError, struct.error, zlib.error,
 )  # fmt: skip
+"""What reading raises for a file that is no DICOM, or one that a device, a disk or an attacker has broken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class Instance:
         try:
             with opener() as stream:
                 header = pydicom.dcmread(stream, stop_before_pixels=True)
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             raise UnreadableError(f"{label} cannot be read as DICOM: {type(error).__name__}.") from error
         for keyword, ds in (("TransferSyntaxUID", header.file_meta), ("SOPInstanceUID", header)):
             if not ds.get(keyword):
@@ -172,6 +172,14 @@ class Study:
 
     study_instance_uid: str
     series: tuple[Series, ...]
+
+
+def series_number(header: Dataset) -> int | None:
+    """Give SeriesNumber (0020,0011); None where it is missing or no number, and so in nobody's way."""
+    # Without conversion, on which pydicom would raise for what is no number.
+    value = getattr(header.get_item("SeriesNumber"), "value", None)
+    text = value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)
+    return int(text) if text.strip().isdecimal() else None
 
 
 def group(instances: Iterable[Instance]) -> tuple[Study, ...]:

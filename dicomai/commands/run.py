@@ -21,7 +21,7 @@ from dicomai.errors import ConfigurationError, DicomaiError, IdentityError, NotA
 from dicomai.findings import Outcome
 from dicomai.routing import Level, OutsideValidated, Route, match
 from dicomai.stacks import split
-from dicomai.study import Series, Stack, Study
+from dicomai.study import Series, Stack, Study, series_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +198,7 @@ def _refuse_mixed(study: Study) -> None:
 
 
 def _request(settings: Settings, task: Task) -> Request:
-    numbers = {series.header.get("SeriesNumber") for series in task.study.series}
+    numbers = {series_number(series.header) for series in task.study.series}
     return Request(
         bundle=task.bundle,
         inputs={task.bundle.inputs[0].role: task.stack},
@@ -208,7 +208,7 @@ def _request(settings: Settings, task: Task) -> Request:
         work_digest=uuid.uuid4().hex,  # every run makes objects of its own
         generation=0,
         installation=str(uuid.uuid4()),
-        series_numbers=frozenset(int(number) for number in numbers if number is not None),
+        series_numbers=frozenset(number for number in numbers if number is not None),
         supersedes=(),
         timezone=settings.node.timezone,
         threads=settings.worker.threads,

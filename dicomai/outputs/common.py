@@ -210,7 +210,8 @@ def geometry(sources: Sources) -> Geometry:
     normal = np.cross(orientation[:3], orientation[3:])
     along = np.asarray(positions) @ normal
     spacing = float(abs(along[-1] - along[0]) / (len(along) - 1)) if len(along) > 1 else None
-    thickness = number(attributes(first, "PixelMeasuresSequence"), "SliceThickness") or spacing
+    stated = number(attributes(first, "PixelMeasuresSequence"), "SliceThickness")
+    thickness = stated if stated is not None and stated > 0 else spacing
     if thickness is None:
         raise GeometryError("The only slice says no SliceThickness: without it there is no volume.")
     return Geometry(

@@ -126,13 +126,17 @@ def _observation_context(provenance: Provenance) -> ObservationContext:
 
 
 def _procedures(newest: Dataset) -> list[Code]:
-    """Give the imaging procedure that was reported on: the study's own codes, or in general an imaging procedure."""
+    """Give the imaging procedure that was reported on: the study's own codes, or in general an imaging procedure.
+
+    A code that breaks the standard (PS3.3 8.8), as local ones do, is left out: it would make the report break it too.
+    """
     procedures = []
     for item in newest.get("ProcedureCodeSequence") or ():
-        value = item.get("CodeValue") or item.get("LongCodeValue") or item.get("URNCodeValue")
-        if value and item.get("CodeMeaning") and (item.get("CodingSchemeDesignator") or item.get("URNCodeValue")):
-            scheme, version = item.get("CodingSchemeDesignator", ""), item.get("CodingSchemeVersion")
-            procedures.append(Code(str(value), str(scheme), str(item.CodeMeaning), version))
+        value, scheme = item.get("CodeValue") or item.get("LongCodeValue"), item.get("CodingSchemeDesignator")
+        meaning, version = item.get("CodeMeaning"), item.get("CodingSchemeVersion")
+        limits = ((value, None), (scheme, 16), (meaning, 64), (version or "-", 16))
+        if all(isinstance(text, str) and text.strip() and len(text) <= (most or len(text)) for text, most in limits):
+            procedures.append(Code(value, scheme, meaning, version or None))
     return procedures or [_IMAGING_PROCEDURE]
 
 

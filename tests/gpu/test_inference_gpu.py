@@ -32,7 +32,7 @@ def images() -> Volume:
     instances = [Instance.read(opener(path), path.name) for path in files]
     ((series,),) = (study.series for study in group(instances))
     (stack,) = stacks.split(series)
-    return volume.load(stack)
+    return volume.load(stack, volume.Limits())
 
 
 @pytest.fixture(scope="module")

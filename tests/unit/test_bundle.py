@@ -273,6 +273,8 @@ class TestValidatedRange:
             {**SPOILED, "SeriesDescription": "gre_field_mapping T2* B0"},
             {**MPRAGE, "SeriesDescription": "T1 map"},
             {**MPRAGE, "ContrastBolusAgent": "Gadobutrol"},
+            {"AcquisitionContrast": "T1", "ContrastBolusAgentSequence": nested(CodeMeaning="Gadobutrol")},
+            {**MPRAGE, "PhotometricInterpretation": "MONOCHROME1"},
             {**MPRAGE, "AcquisitionContrast": "FLUID_ATTENUATED"},
             {"SeriesDescription": "AX T2"},
             {},

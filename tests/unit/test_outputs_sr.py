@@ -13,6 +13,7 @@ from pydicom.sr.coding import Code
 
 from dicomai.findings import Findings, Layer, Measurement, Outcome
 from dicomai.outputs import Predecessor, Sources, build, encode
+from dicomai.outputs.common import geometry
 from tests import results, synthetic
 
 SHAPE = (4, 8, 8)
@@ -192,3 +193,32 @@ def test_same_work_gives_the_same_bytes(sources: Sources) -> None:
     found = results.findings(results.ball(SHAPE))
     first, again = (encode(build("sr", found, sources, results.provenance())) for _ in range(2))  # type: ignore[arg-type]
     assert first == again
+
+
+@pytest.mark.filterwarnings("ignore:.*exceeds the maximum length:UserWarning")
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"CodeMeaning": "M" * 65},
+        {"CodingSchemeDesignator": "99" + "L" * 15},
+        {"CodeValue": None, "URNCodeValue": "urn:oid:1.2.3", "CodingSchemeDesignator": None},
+        {"CodeMeaning": None},
+    ],
+)
+def test_a_procedure_code_that_breaks_the_standard_does_not_cost_the_report(broken: dict[str, str | None]) -> None:
+    item = Dataset()
+    good = {"CodeValue": "MRHEAD", "CodingSchemeDesignator": "99LOCAL", "CodeMeaning": "MR of the head"}
+    for keyword, value in (good | broken).items():
+        if value is not None:
+            setattr(item, keyword, value)
+    images = synthetic.series(shape=SHAPE, ProcedureCodeSequence=[item])
+    ds = report(results.findings(results.ball(SHAPE)), results.sources(synthetic.instances(images)))
+    (procedure,) = items(ds, "121058")
+    assert procedure.ConceptCodeSequence[0].CodeValue == "363679005"
+
+
+def test_a_slice_thickness_that_cannot_be_is_not_passed_on() -> None:
+    sources = results.sources(
+        synthetic.instances(synthetic.series(shape=SHAPE, spacing=(2, 1, 1), SliceThickness="-3"))
+    )
+    assert geometry(sources).slice_thickness == pytest.approx(2.0)

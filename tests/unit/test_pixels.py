@@ -20,12 +20,12 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from dicomai.errors import StoreError, UnreadableError
+from dicomai.errors import NotAcceptedError, StoreError, UnreadableError
 from dicomai.pixels import decode, is_lossy
-from dicomai.stacks import frames
+from dicomai.stacks import frames, split
 from dicomai.study import Instance, Stack
 from dicomai.volume import Limits, load
-from tests.synthetic import encode, enhanced, instances, pattern, series
+from tests.synthetic import as_series, encode, enhanced, instances, pattern, series
 
 
 def decoded(datasets):
@@ -264,3 +264,20 @@ def test_300_slices_load_in_well_under_a_second():
     began = time.perf_counter()
     load(stack, Limits())
     assert time.perf_counter() - began < 2.0, "usually 0.4 s; the limit leaves room for a busy machine"
+
+
+@pytest.mark.parametrize("keyword", ["Rows", "BitsAllocated", "BitsStored"])
+def test_an_attribute_with_two_numbers_is_refused_by_its_name(keyword):
+    (stack,) = split(as_series(series(modality="MR", **{keyword: [8, 8]})))
+    with pytest.raises(UnreadableError, match=f"has no single number in {keyword}"):
+        load(stack, Limits())
+
+
+def test_a_stack_that_no_memory_holds_is_refused(monkeypatch):
+    def full(*_args: object, **_more: object) -> None:
+        raise MemoryError
+
+    made = series(shape=(2, 4, 4))
+    monkeypatch.setattr("dicomai.pixels.np.empty", full)
+    with pytest.raises(NotAcceptedError, match="2 slices of 4 x 4 pixels, which do not fit"):
+        decoded(made)

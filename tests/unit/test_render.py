@@ -13,7 +13,7 @@ from dicomai import render
 from dicomai.findings import Findings, Layer, Measurement, Outcome
 from dicomai.render import Edges, choose_slices, edges, montage, window
 from dicomai.stacks import split
-from dicomai.volume import Volume, load
+from dicomai.volume import Limits, Volume, load
 from tests import results, synthetic
 
 ORANGE = results.segment().color
@@ -21,7 +21,7 @@ ORANGE = results.segment().color
 
 def volume(images: list[FileDataset]) -> Volume:
     (stack,) = split(synthetic.as_series(images))
-    return load(stack)
+    return load(stack, Limits())
 
 
 def of(shape: tuple[int, int, int] = (5, 40, 40), **attributes: Any) -> Volume:

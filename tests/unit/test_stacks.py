@@ -176,3 +176,9 @@ def test_stacks_do_not_depend_on_order_and_are_found_again_from_their_own_images
     for stack in found:
         (alone,) = split(Series("1.2.3.4", stack.instances))
         assert (alone.key, alone.frames) == (stack.key, stack.frames)
+
+
+@pytest.mark.parametrize("count", [-3, 2_000_000_000])
+def test_a_number_of_frames_that_cannot_be_is_refused_before_it_fills_the_memory(count):
+    with pytest.raises(UnreadableError, match=f"says that it has {count} frames"):
+        split(as_series([plain(modality="US", NumberOfFrames=count)]))

@@ -3,11 +3,13 @@
 import io
 
 import pytest
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.tag import Tag
 from pydicom.uid import SegmentationStorage
 
 from dicomai.errors import UnreadableError
-from dicomai.study import Identity, Instance, group, is_image
+from dicomai.study import Identity, Instance, group, is_image, series_number
 from tests.synthetic import encode, enhanced, instances, plain, series
 
 
@@ -87,3 +89,18 @@ def test_what_counts_as_an_image():
     image.SOPClassUID = SegmentationStorage
     assert not is_image(image)
     assert not is_image(Dataset())
+
+
+@pytest.mark.parametrize(("value", "number"), [(b"12 ", 12), (b"abc ", None), (b"", None), (b"1\\2", None)])
+def test_a_series_number_that_is_none_is_in_nobodys_way(value, number):
+    ds = Dataset()
+    assert series_number(ds) is None
+    tag = Tag("SeriesNumber")
+    ds[tag] = RawDataElement(tag, "IS", len(value), value, 0, is_implicit_VR=False, is_little_endian=True)
+    assert series_number(ds) == number
+
+
+def test_a_series_number_is_the_same_after_it_was_read():
+    ds = Dataset()
+    ds.SeriesNumber = 7
+    assert series_number(ds) == ds.SeriesNumber == 7
