@@ -93,6 +93,13 @@ class Delivery:
             else:
                 log.error("not delivered", error=str(error), **where)
                 self._worklist.fail(claim, str(error))
+        except Exception as error:
+            # Nobody would miss this thread: a destination would get nothing any more, without a word.
+            log.exception("a delivery failed unexpectedly", **where)
+            name = type(error).__name__
+            self._worklist.postpone(
+                claim, self._wait(claim.attempt), f"Sending failed with {name}; the log of the delivery says where."
+            )
 
     def _settle(self, claim: Claim) -> list[FrozenObject] | None:
         """Give the objects to send, bearing the patient's and the study's attributes as they are now.
@@ -122,7 +129,7 @@ class Delivery:
 
     def _restated(self, claim: Claim, objects: list[FrozenObject]) -> dict[int, tuple[str, bytes]]:
         """Build anew the objects whose patient or study attributes are not those of the newest image."""
-        newest = read_instance(self._store, self._worklist.newest_image(claim.study_id)).header
+        newest = read_instance(self._store, self._worklist.newest_image(claim)).header
         fresh = {}
         for frozen in objects:
             data = self._store.get(frozen.key)

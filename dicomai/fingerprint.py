@@ -1,20 +1,11 @@
 """The fingerprint of an image: equal when pixels and geometry are, whatever the rest of the header says."""
 
 import hashlib
-import struct
-import zlib
 
-import pydicom
 from pydicom.dataset import FileDataset
 
 from dicomai import pixels
 from dicomai.routing import values
-
-UNREADABLE = (
-    pydicom.errors.InvalidDicomError, EOFError, ValueError, OSError, LookupError, AttributeError, TypeError,
-    NotImplementedError, RuntimeError, ArithmeticError, MemoryError, struct.error, zlib.error,
-)  # fmt: skip
-"""What reading a data set whole can raise, when a device, a disk or an attacker has broken it."""
 
 # What the pixels mean and where they lie (PS3.3 C.7.6.2, C.7.6.3, C.11.1); sequences of multi-frame objects too.
 _GEOMETRY = (

@@ -6,24 +6,31 @@ any point leaves either a row with its file, or a temporary name from which the 
 """
 
 import hashlib
+import zlib
 from collections.abc import Collection, Iterable
-from io import BufferedReader
+from io import BufferedReader, BytesIO
 from typing import BinaryIO
 
 import pydicom
 import structlog
 from pydicom.dataset import FileDataset
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from dicomai.association import AssociationEnd
 from dicomai.database.associations import Associations
 from dicomai.database.engine import Database
 from dicomai.database.index import Arrival, Index, Recorded
 from dicomai.errors import NotAcceptedError, UnreadableError
-from dicomai.fingerprint import UNREADABLE, fingerprint
 from dicomai.store import Incoming, Store, checked_uid, instance_key
-from dicomai.study import Identity, is_image
+from dicomai.study import UNREADABLE, Identity, is_image
 
 log = structlog.get_logger()
+
+MOST_INFLATED = 1024**3
+"""How many bytes a deflated data set may have once it is inflated, which takes this much memory."""
+
+_BLOCK = 1024**2
+_LONGEST_META = 64 * 1024
 
 
 class Intake:
@@ -128,6 +135,9 @@ class Intake:
 
     def _fingerprint(self, key: str) -> str | None:
         """Hash pixels and geometry; None where they cannot be read, so that nobody can call them equal."""
+        # Seldom needed, and what decodes pixels would take the start of the receiver's time.
+        from dicomai.fingerprint import fingerprint  # noqa: PLC0415  see above
+
         with self._store.open(key) as stream:
             try:
                 return fingerprint(pydicom.dcmread(stream))
@@ -142,6 +152,7 @@ def read_header(stream: BinaryIO) -> FileDataset:
         UnreadableError: it is no DICOM, or what the index needs is missing.
     """
     try:
+        _refuse_bomb(stream)
         header = pydicom.dcmread(stream, stop_before_pixels=True)
         missing = [
             k for k in ("SOPInstanceUID", "SOPClassUID", "StudyInstanceUID", "SeriesInstanceUID") if not header.get(k)
@@ -154,6 +165,28 @@ def read_header(stream: BinaryIO) -> FileDataset:
     if missing:
         raise UnreadableError(f"The data set has no {', '.join(missing)}; correct the instance at its source.")
     return header
+
+
+def _refuse_bomb(stream: BinaryIO) -> None:
+    """Look through a deflated data set, which is inflated whole to read its header: some bytes can make gigabytes.
+
+    Raises:
+        UnreadableError: it is larger than any that is taken.
+    """
+    head = stream.read(144)
+    head += stream.read(min(int.from_bytes(head[140:144], "little"), _LONGEST_META))
+    is_deflated = (
+        DeflatedExplicitVRLittleEndian.encode() in head
+        and pydicom.dcmread(BytesIO(head)).file_meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
+    )
+    inflate, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    while is_deflated and (block := inflate.unconsumed_tail or stream.read(_BLOCK)):
+        size += len(inflate.decompress(block, _BLOCK))
+        if size > MOST_INFLATED:
+            raise UnreadableError(
+                f"The deflated data set has more than {MOST_INFLATED} bytes; send it in another transfer syntax."
+            )
+    stream.seek(0)
 
 
 def _arrival(header: FileDataset, incoming: Incoming) -> Arrival:
@@ -198,4 +231,8 @@ def _key_of(stream: BufferedReader) -> str | None:
     meta_length = int.from_bytes(head[140:144], "little")
     stream.seek(144 + meta_length)
     digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return instance_key(str(header.StudyInstanceUID), str(header.SeriesInstanceUID), str(header.SOPInstanceUID), digest)
+    study, series, sop = (str(header[k].value) for k in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"))
+    try:
+        return instance_key(study, series, sop, digest)
+    except UnreadableError:  # it would have been refused, had the end not come first
+        return None

@@ -10,6 +10,7 @@ birth date or ID to the log; as a second line of defence
 - of an exception its type and its place are shown, and its text only where it is one of our own (`errors.py`).
 """
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -24,7 +25,7 @@ from enum import Enum
 from numbers import Integral, Real
 from pathlib import PurePath
 from types import TracebackType
-from typing import Any, Literal, TextIO
+from typing import Any, Literal, TextIO, cast
 from uuid import UUID
 
 import structlog
@@ -61,7 +62,7 @@ def configure(mode: Mode = "auto", level: str = "INFO", role: str | None = None,
     Raises:
         ValueError: there is no such level.
     """
-    out = stream or sys.stderr
+    out = cast("TextIO", _Stream(stream or sys.stderr))
     threshold = logging.getLevelNamesMapping().get(level.upper())
     if threshold is None:
         raise ValueError(f"'{level}' is no log level; use DEBUG, INFO, WARNING or ERROR.")
@@ -112,6 +113,25 @@ def describe_exception(_logger: WrappedLogger, _method: str, event: EventDict) -
     if error is not None:
         event["exception"] = _describe(error)
     return event
+
+
+class _Stream:
+    """A stream whose failure stops nothing: a full disk or a closed pipe behind the log is no reason to lose images."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError):  # ValueError: it is closed
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
 
 
 class _Role:
@@ -205,6 +225,8 @@ def _from_library(_logger: WrappedLogger, _method: str, event: EventDict) -> Eve
     if record.name.split(".")[0] in _QUOTING:
         event["event"] = "a message of a library, its text left out"
         event["place"] = f"{record.module}:{record.lineno}"
+    elif isinstance(record.msg, BaseException):  # pynetdicom logs an exception by its text
+        event["event"] = _named(record.msg)
     return event
 
 

@@ -16,12 +16,12 @@ from dicomai.bundle import Bundle
 from dicomai.database.associations import Associations
 from dicomai.database.engine import Database
 from dicomai.database.planning import DueSeries, Image, Plan, PlannedInput, Planning
-from dicomai.errors import DicomaiError, StoreError, UnreadableError
+from dicomai.errors import DicomaiError, InputError, StoreError, UnreadableError
 from dicomai.fingerprint import fingerprint
 from dicomai.routing import Decision, Level, Route, match
 from dicomai.stacks import split
 from dicomai.store import Store
-from dicomai.study import Instance, Series, Stack
+from dicomai.study import UNREADABLE, Instance, Series, Stack
 
 log = structlog.get_logger()
 
@@ -30,11 +30,15 @@ _RETRY = 30.0  # seconds until a series is looked at again whose planning failed
 
 @dataclass(frozen=True, slots=True)
 class _Split:
-    """A series with its images read and split into stacks."""
+    """A series with its images read and split into stacks.
+
+    Attributes:
+        images: by SOP Instance UID.
+    """
 
     series_id: int
     stacks: tuple[Stack, ...]
-    fingerprints: Mapping[str, str]
+    images: Mapping[str, Image]
 
 
 class Planner:
@@ -85,11 +89,16 @@ class Planner:
                 # Not a state to end in: a person mends the cause, or sends the images again.
                 log.error("a series cannot be planned", study=due.trace, error=str(error))
                 self._planning.commit(due, (), str(error))
+            except Exception as error:
+                # What a library makes of odd images: one series must not keep all others from being planned.
+                log.exception("planning failed unexpectedly", study=due.trace)
+                name = type(error).__name__
+                self._planning.commit(due, (), f"Planning failed with {name}; the log of the planner says where.")
         return done
 
     def _plan(self, due: DueSeries) -> bool:
-        images = self._planning.images(due.series_id)
-        stacks = self._read(due.series_id, images)
+        ready = self._read(due.series_id)
+        stacks = ready.stacks
         decisions = [(stack, match(stack.header, self._routes)) for stack in stacks]
         matched = [decision.route for _, some in decisions for decision in some if decision.matches]
         quiet = max((route.quiet_period for route in matched), default=self._quiet_period)
@@ -98,30 +107,33 @@ class Planner:
             self._planning.postpone(due, until)
             return False
         others = self._planning.open_series(due.study_id, but=due.series_id)
-        ready = _Split(due.series_id, stacks, self._fingerprints(images))
         plans = self._of_series(ready, decisions)
         reason = "" if matched else _why_not(decisions)
         by_study = [route for route in self._routes if route.level is Level.STUDY]
         if by_study and not others:
-            study_plans, study_reason = self._of_study(due, ready, by_study)
+            try:
+                study_plans, study_reason = self._of_study(due, ready, by_study)
+            except InputError as error:  # in another series, perhaps: the work of this one goes on
+                names = ", ".join(f"'{route.name}'" for route in by_study)
+                study_plans, study_reason = [], f"Nothing is run on the study as a whole (route {names}): {error}"
             plans += study_plans
             reason = reason or study_reason
         elif any(route.level is Level.STUDY for route in matched):
             log.info("a study-level route waits for the other series", study=due.trace, open_series=others)
         if not self._planning.commit(due, plans, reason):
             return False
-        counts = {"instances": len(images), "stacks": len(stacks), "work": len(plans)}
+        counts = {"instances": len(ready.images), "stacks": len(stacks), "work": len(plans)}
         log.info("series complete", study=due.trace, reason=reason, **counts)
         return True
 
-    def _read(self, series_id: int, images: Sequence[Image]) -> tuple[Stack, ...]:
+    def _read(self, series_id: int) -> _Split:
+        images = self._planning.images(series_id)
         instances = tuple(read_instance(self._store, image) for image in images)
-        if not instances:
-            return ()
-        return split(Series(str(series_id), instances))
+        stacks = split(Series(str(series_id), instances)) if instances else ()
+        return _Split(series_id, stacks, {image.sop_instance_uid: image for image in images})
 
     def _fingerprints(self, images: Sequence[Image]) -> dict[str, str]:
-        """The fingerprints of all images; missing ones are taken now, when the series is complete."""
+        """The fingerprints of images; missing ones are taken now, when the series is complete."""
         known = {image.sop_instance_uid: image.fingerprint for image in images}
         fresh = {}
         for image in images:
@@ -129,7 +141,7 @@ class Planner:
                 with self._store.open(image.key) as stream:
                     try:
                         fresh[image.sop_instance_uid] = fingerprint(pydicom.dcmread(stream))
-                    except (ValueError, KeyError, EOFError, AttributeError, TypeError) as error:
+                    except UNREADABLE as error:
                         raise UnreadableError(
                             f"SOP Instance {image.sop_instance_uid} cannot be read ({type(error).__name__}); "
                             "send it again from its source."
@@ -152,10 +164,7 @@ class Planner:
     def _of_study(self, due: DueSeries, ready: _Split, routes: Sequence[Route]) -> tuple[list[Plan], str]:
         """One workitem for each route of level study, of all stacks of the study that it takes."""
         whole = [ready]
-        for series_id in self._planning.series_of(due.study_id):
-            if series_id != due.series_id:
-                images = self._planning.images(series_id)
-                whole.append(_Split(series_id, self._read(series_id, images), self._fingerprints(images)))
+        whole += [self._read(number) for number in self._planning.series_of(due.study_id) if number != due.series_id]
         plans, reasons = [], []
         for route in routes:
             taken = [
@@ -176,17 +185,16 @@ class Planner:
 
     def _make(self, route: Route, inputs: Sequence[tuple[str, _Split, Stack]]) -> Plan:
         bundle = self._bundles[route.model]
+        fingerprints = [
+            self._fingerprints([one.images[i.sop_instance_uid] for i in stack.instances]) for _, one, stack in inputs
+        ]
         work = {
             "installation": self._installation,
             "route": [route.name, route.outside_validated, list(route.outputs)],
             "bundle": [bundle.name, bundle.version, bundle.digest],
             "inputs": [
-                [
-                    role,
-                    stack.key,
-                    sorted((i.sop_instance_uid, one.fingerprints[i.sop_instance_uid]) for i in stack.instances),
-                ]
-                for role, one, stack in inputs
+                [role, stack.key, sorted(known.items())]
+                for (role, _, stack), known in zip(inputs, fingerprints, strict=True)
             ],
         }
         return Plan(

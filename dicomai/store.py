@@ -22,6 +22,8 @@ from typing import BinaryIO
 
 from dicomai.errors import StorageFullError, StoreError, UnreadableError
 
+_FOLDERS_REMEMBERED = 10_000
+
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 
 
@@ -76,9 +78,12 @@ class Store:
         """Open the storage under `root`; its folders are made where they are missing."""
         self._root = root
         self._incoming = root / "incoming"
+        self._durable: set[Path] = set()
         with _translated("open the storage"):
             for folder in (self._incoming, root / "instances", root / "results"):
-                folder.mkdir(parents=True, exist_ok=True)
+                for new in (f for f in (*reversed(folder.parents), folder) if not f.exists()):
+                    new.mkdir(exist_ok=True)
+                    _sync_folder(new.parent)
 
     def free_bytes(self) -> int:
         """Say how many bytes are free on the storage's disk."""
@@ -116,17 +121,27 @@ class Store:
         """Open a file that is not published yet."""
         return (self._incoming / incoming.name).open("rb")
 
-    def publish(self, incoming: Incoming, key: str) -> None:
+    def publish(self, incoming: Incoming, key: str) -> bool:
         """Give a received file its lasting name, durably; the temporary one stays until `settle`.
 
         A file of that key has the same data set, so it is left as it is.
+
+        Returns:
+            Whether the lasting name is new: if so, the temporary one stands for it until its row is committed.
         """
         target = self._root / key
         with _translated("store an instance"):
-            _make_folder(target.parent, self._root)
-            with contextlib.suppress(FileExistsError):
+            try:
+                self._make_folder(target.parent)
                 os.link(self._incoming / incoming.name, target)
+                new = True
+            except FileExistsError:
+                new = False
+            except OSError:  # no lasting name: each further try would leave one more file on a disk that may be full
+                (self._incoming / incoming.name).unlink(missing_ok=True)
+                raise
             _sync_folder(target.parent)
+        return new
 
     def settle(self, incoming: Incoming) -> None:
         """Drop the temporary name: the row is committed, or the file was never published."""
@@ -143,7 +158,7 @@ class Store:
         target = self._root / key
         temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
         with _translated("store a result"):
-            _make_folder(target.parent, self._root)
+            self._make_folder(target.parent)
             try:
                 with temporary.open("xb") as stream:
                     stream.write(data)
@@ -173,6 +188,17 @@ class Store:
         """Tell whether there is a file of that key."""
         return (self._root / key).is_file()
 
+    def _make_folder(self, folder: Path) -> None:
+        """Make a folder durably: returns when its entry and those of its parents are synced, whoever made them."""
+        if folder in self._durable and folder.is_dir():
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        for parent in folder.relative_to(self._root).parents:
+            _sync_folder(self._root / parent)
+        if len(self._durable) >= _FOLDERS_REMEMBERED:
+            self._durable.clear()
+        self._durable.add(folder)
+
     def sweep(self, key_of: Callable[[BufferedReader], str | None], known: Callable[[str], bool]) -> tuple[int, int]:
         """Judge what an end without warning left in `incoming/`; call it while nothing is being received.
 
@@ -187,28 +213,18 @@ class Store:
             How many were kept, and how many went.
         """
         kept = gone = 0
-        for path in sorted(self._incoming.iterdir()):
-            with path.open("rb") as stream:
-                key = key_of(stream)
-            if key is not None and known(key):
-                kept += 1
-            else:
-                gone += 1
-                if key is not None and (self._root / key).exists() and path.samefile(self._root / key):
-                    (self._root / key).unlink()
-            path.unlink()
+        with _translated("clear up the storage"):
+            for path in sorted(self._incoming.iterdir()):
+                with path.open("rb") as stream:
+                    key = key_of(stream)
+                if key is not None and known(key):
+                    kept += 1
+                else:
+                    gone += 1
+                    if key is not None and (self._root / key).exists() and path.samefile(self._root / key):
+                        (self._root / key).unlink()
+                path.unlink()
         return kept, gone
-
-
-def _make_folder(folder: Path, root: Path) -> None:
-    """Make a folder and sync the entry of every new one on the way."""
-    missing = []
-    while folder != root and not folder.exists():
-        missing.append(folder)
-        folder = folder.parent
-    for new in reversed(missing):
-        new.mkdir(exist_ok=True)
-        _sync_folder(new.parent)
 
 
 def _sync_folder(folder: Path) -> None:

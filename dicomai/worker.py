@@ -19,7 +19,7 @@ from dicomai.planner import read_instance
 from dicomai.routing import OutsideValidated
 from dicomai.stacks import split
 from dicomai.store import Store, result_key
-from dicomai.study import Series, Stack
+from dicomai.study import Series, Stack, series_number
 from dicomai.workitem import Kind
 
 log = structlog.get_logger()
@@ -126,7 +126,7 @@ class Worker:
             raise BundleError(f"Model {route['model']} is in no route any more; add the route again, then retry.")
         inputs = self._worklist.inputs(claim)
         stacks = {one.role: self._stack(one) for one in inputs}
-        newest = read_instance(self._store, self._worklist.newest_image(claim.study_id, inputs)).header
+        newest = read_instance(self._store, self._worklist.newest_image(claim)).header
         predecessors = self._worklist.predecessors(claim)
         request = Request(
             bundle=bundle,
@@ -170,15 +170,12 @@ class Worker:
 
     def _series_numbers(self, study_id: int) -> frozenset[int]:
         """Every Series Number that the study uses, as far as its images are here, and those of our own results."""
-        numbers = set(self._worklist.series_numbers(study_id))
+        numbers: set[int | None] = set(self._worklist.series_numbers(study_id))
         for key in self._worklist.one_of_each_series(study_id):
             with self._store.open(key) as stream:
-                value = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=["SeriesNumber"]).get(
-                    "SeriesNumber"
-                )
-            if value is not None:
-                numbers.add(int(value))
-        return frozenset(numbers)
+                ds = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=["SeriesNumber"])
+            numbers.add(series_number(ds))
+        return frozenset(number for number in numbers if number is not None)
 
     def _freeze(self, claim: Claim, built: Built) -> FrozenObject:
         """Make an object's bytes durable, under a key of this attempt alone."""

@@ -1,6 +1,8 @@
 """The HTTP server behind the page: `/`, `/worklist.json` and `/health`, by GET alone."""
 
 import json
+import re
+import sys
 import threading
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -33,7 +35,7 @@ class Console:
 
         Handler.overview, Handler.ae_title, Handler.names = overview, settings.node.ae_title, names
         try:
-            self._server = ThreadingHTTPServer((settings.console.host, settings.console.port), Handler)
+            self._server = _Server((settings.console.host, settings.console.port), Handler)
         except OSError as error:
             raise ConfigurationError(
                 f"The console cannot have {settings.console.host} port {settings.console.port} ({error.strerror}); "
@@ -55,6 +57,16 @@ class Console:
         self._server.server_close()
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002  the library's
+        """Log what went wrong with a request, where the library writes a traceback with its text to standard error."""
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError):  # the reader went away
+            log.debug("a request broke off", error=error)
+        else:
+            log.error("a request failed", exc_info=error)
+
+
 class _Handler(BaseHTTPRequestHandler):
     overview: Overview
     ae_title: str
@@ -65,7 +77,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         # A page from elsewhere whose name was pointed at this address must not read the worklist (DNS rebinding).
-        if (self.headers.get("Host") or "").lower().rpartition(":")[0] not in self.names and self._is_local:
+        host = re.sub(r":[0-9]*$", "", (self.headers.get("Host") or "").lower())  # port 80 is left out
+        if host not in self.names and self._is_local:
             self._answer(HTTPStatus.MISDIRECTED_REQUEST, "text/plain", "Ask for this node by its own address.")
             return
         try:

@@ -6,14 +6,9 @@ import threading
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.orm import Session
 
@@ -42,8 +37,10 @@ class Database:
             self._sqlite = parsed.drivername == "sqlite"
             options: dict[str, Any] = {"connect_args": {"timeout": 60}} if self._sqlite else {"pool_pre_ping": True}
             self._engine = sa.create_engine(parsed, pool_size=8, max_overflow=64, **options)
-        except (ArgumentError, NoSuchModuleError) as error:
-            raise ConfigurationError(f"node.worklist is no database URL: {error}.") from error
+        except (ArgumentError, NoSuchModuleError, ValueError) as error:  # whose text may quote the password
+            raise ConfigurationError(
+                "node.worklist is no database URL; write sqlite:////path or postgresql+psycopg://user@host/name."
+            ) from error
         self.url = url
         # SQLite has one writer at a time; queueing here is fairer than its busy handler's sleeps.
         self._turn: contextlib.AbstractContextManager[Any] = (
@@ -93,6 +90,8 @@ class Database:
         Raises:
             StoreError: the database does not answer, or was written by a newer dicomai.
         """
+        from dicomai.database import schema  # noqa: PLC0415  see there
+
         with _translated(), self._engine.connect() as connection:
             if self._sqlite:
                 connection.exec_driver_sql("COMMIT")
@@ -100,44 +99,27 @@ class Database:
                 connection.exec_driver_sql("BEGIN EXCLUSIVE")
             else:
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
-            self._refuse_newer(connection)
-            config = _alembic_config()
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            schema.upgrade(connection)
             if connection.execute(sa.select(sa.func.count()).select_from(Installation)).scalar_one() == 0:
                 connection.execute(sa.insert(Installation).values(id=1, uuid=str(uuid.uuid4())))
             connection.commit()
 
     def is_current(self) -> bool:
         """Tell whether the schema is this version's."""
+        from dicomai.database import schema  # noqa: PLC0415  see there
+
         engine = self._engine.execution_options(dicomai_read_only=True)
         with _translated(), engine.connect() as connection:
-            current = MigrationContext.configure(connection).get_current_revision()
-        return current == ScriptDirectory.from_config(_alembic_config()).get_current_head()
+            return schema.is_current(connection)
 
     def close(self) -> None:
         """Close every connection."""
         self._engine.dispose()
 
-    def _refuse_newer(self, connection: sa.Connection) -> None:
-        current = MigrationContext.configure(connection).get_current_revision()
-        known = {script.revision for script in ScriptDirectory.from_config(_alembic_config()).walk_revisions()}
-        if current is not None and current not in known:
-            raise StoreError(
-                f"The worklist database is at schema '{current}', which a newer dicomai wrote; run that version."
-            )
-
 
 def owner_name(role: str, pid: int) -> str:
     """Name the holder of a lease: host, role and process."""
     return f"{socket.gethostname()[:64]}/{role}/{pid}"
-
-
-def _alembic_config() -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
-    config.set_main_option("path_separator", "os")
-    return config
 
 
 def _prepare_sqlite(connection: Any, record: object) -> None:  # noqa: ARG001  the event's signature

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from dicomai.association import AssociationEnd
 from dicomai.database import audit
+from dicomai.database.associations import LEASE
 from dicomai.database.engine import Database
 from dicomai.database.index import SeriesState
 from dicomai.database.tables import (
@@ -28,6 +29,7 @@ from dicomai.study import Identity
 from dicomai.workitem import FINAL, Kind, State
 
 _ACTOR = "planner"
+_LOOK_AGAIN = timedelta(seconds=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,8 @@ class Planning:
 
         It waits for the quiet period after its last image; for every association that carried it and is open, until
         that has been idle for the quiet period or has ended; and for the lost period after one that was aborted or
-        lost, unless a later association carried the series and was released.
+        lost, unless a later association carried the series and was released. Idle is what the receiver has renewed
+        after the quiet period: one that it has not may be the half of a series that was cut off by its own end.
         """
         quiet = timedelta(seconds=quiet_period)
         lost = timedelta(seconds=lost_period)
@@ -119,7 +122,9 @@ class Planning:
             good = [a.opened_at for a in carried if a.end == AssociationEnd.RELEASED]
             for association in carried:
                 if association.ended_at is None:
-                    moment = max(moment, association.last_activity + quiet)
+                    idle = association.last_activity + quiet
+                    renewed = association.lease_expires - LEASE
+                    moment = max(moment, idle if renewed >= idle else max(idle, now + _LOOK_AGAIN))
                 elif association.end != AssociationEnd.RELEASED and not any(
                     opened >= association.ended_at for opened in good
                 ):

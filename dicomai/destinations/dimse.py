@@ -2,8 +2,8 @@
 
 import contextlib
 import logging
+import os
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -353,11 +353,15 @@ def _limit_pdu(assoc: Association) -> None:
 
 @contextlib.contextmanager
 def _as_file(data: bytes) -> Iterator[Path]:
-    """Lend bytes as a file, which is how the library sends a data set without encoding it again."""
-    with tempfile.NamedTemporaryFile(prefix="dicomai-", suffix=".dcm") as stream:
+    """Lend bytes as a file, which is how the library sends a data set without encoding it again.
+
+    The file is in memory alone: nothing of a patient is left on disk if the process is killed.
+    """
+    descriptor = os.memfd_create("dicomai")
+    with os.fdopen(descriptor, "wb") as stream:
         stream.write(data)
         stream.flush()
-        yield Path(stream.name)
+        yield Path(f"/proc/self/fd/{descriptor}")
 
 
 def _set_up_library() -> None:

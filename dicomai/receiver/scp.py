@@ -1,12 +1,14 @@
 """Receiver: the Verification and Storage SCP on its port."""
 
 import contextlib
+import errno
 import logging
 import socket
 import socketserver
 import threading
 import time
 import traceback
+import weakref
 from collections.abc import Callable
 from typing import Protocol, cast
 
@@ -35,6 +37,11 @@ log = structlog.get_logger()
 
 ARTIM_SECONDS = 30.0
 """How long a connection may stay without an A-ASSOCIATE-RQ (PS3.8 9.1.5)."""
+
+MAX_WAITING = 128
+"""How many connections may be open beside the associations; each has threads and a file descriptor of its own."""
+
+_LONGEST_PDU = 4 * 1024 * 1024  # the library reads a PDU whole, whatever was agreed on and with whom
 
 _RENEWAL_SECONDS = 10.0
 _PATROL_SECONDS = 1.0
@@ -70,10 +77,40 @@ def serve(settings: Settings, intake: Intake, stop: StopSignal, ready: Callable[
 
 
 class _Connection(socket.socket):
-    """An accepted connection. The library closes one only after a shutdown that worked."""
+    """An accepted connection, with an end to how long a stranger may take and how much one PDU may be."""
+
+    def __init__(self, accepted: socket.socket) -> None:
+        super().__init__(fileno=accepted.detach())
+        self._end: float | None = time.monotonic() + ARTIM_SECONDS  # for the A-ASSOCIATE-RQ
+        self._head = b""  # of a PDU: type, a reserved byte, length in four (PS3.8 9.3.1)
+        self._rest = 0
+
+    def be_patient(self, seconds: float) -> None:
+        """Let the sender be silent for longer: it has its association."""
+        self._end = None
+        self.settimeout(seconds)
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        """Receive; the library asks for a PDU's first six bytes, then for its rest.
+
+        Raises:
+            OSError: the time is up, or the PDU is longer than any that was agreed on.
+        """
+        if self._end is not None:
+            self.settimeout(max(0.001, self._end - time.monotonic()))
+        data = super().recv(size, flags)
+        if self._rest:
+            self._rest -= len(data)
+            return data
+        self._head += data
+        if len(self._head) == 6:
+            self._rest, self._head = int.from_bytes(self._head[2:], "big"), b""
+            if self._rest > _LONGEST_PDU:
+                raise OSError(errno.EMSGSIZE, f"A PDU of {self._rest} bytes.")
+        return data
 
     def shutdown(self, how: int) -> None:
-        """Shut down, also what the peer has closed already."""
+        """Shut down, also what the peer has closed already: the library closes only after a shutdown that worked."""
         with contextlib.suppress(OSError):
             super().shutdown(how)
 
@@ -82,16 +119,37 @@ class _Server(ThreadedAssociationServer):
     """The listening socket."""
 
     request_queue_size = 128  # as many senders may knock at once; the library's 5 makes them wait a second
+    most_connections = 2**31
+    _said_at = float("-inf")
+    _connections: weakref.WeakSet[_Connection]
+
+    def server_activate(self) -> None:
+        """Start to listen."""
+        self._connections = weakref.WeakSet()
+        super().server_activate()
 
     def get_request(self) -> tuple[socket.socket, tuple[str, int]]:
         """Accept a connection."""
         accepted, address = super().get_request()
-        connection = _Connection(fileno=accepted.detach())
+        connection = _Connection(accepted)
         # Answers are small and waited for: Nagle's algorithm would hold each back for 40 ms.
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # A sender that stops in the middle of a PDU would otherwise block its thread for ever.
-        connection.settimeout(self.ae.network_timeout)
+        self._connections.add(connection)
         return connection, address
+
+    def verify_request(self, request: object, client_address: tuple[str, int]) -> bool:  # noqa: ARG002  the library's
+        """Tell whether there is room for this connection; the library closes it if not."""
+        if sum(connection.fileno() != -1 for connection in self._connections) <= self.most_connections:
+            return True
+        if time.monotonic() - self._said_at > 60.0:  # it is no use to fill the log as well
+            self._said_at = time.monotonic()
+            log.warning(
+                "a connection is closed: too many are open",
+                remedy="look for what connects to this port and requests no association",
+                address=client_address[0],
+                connections=self.most_connections,
+            )
+        return False
 
     def shutdown(self) -> None:
         """Stop listening; associations go on."""
@@ -152,6 +210,7 @@ class Receiver:
                 " set node.host and node.port."
             ) from error
         self._server = cast("_Server", server)
+        self._server.most_connections = limits.max_associations + MAX_WAITING
         listen = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="listen", daemon=True)
         patrol = threading.Thread(target=self._patrol, name="leases", daemon=True)
         self._threads = [listen, patrol]
@@ -237,6 +296,7 @@ class Receiver:
         limit = self._settings.receiver.max_associations
         if not self._sessions.enter(assoc, session, limit):  # others came in meanwhile
             return self._policy.refusal(**known, open_associations=limit)
+        _be_patient(assoc, self._settings.receiver.idle_timeout)
         proposed = request.presentation_context_definition_list
         assoc.acceptor.supported_contexts = contexts.supported(proposed)
         if contexts.as_storage(proposed):
@@ -263,15 +323,16 @@ class Receiver:
         context = event.context
         if sop_class_uid != context.abstract_syntax:
             return _fail(session, statuses.NOT_NEGOTIATED, sop_instance_uid).response()
-        head = file_head(sop_class_uid, sop_instance_uid, context.transfer_syntax, session.calling_ae)
         if request.DataSet is None:
             return _fail(session, statuses.CANNOT_UNDERSTAND, sop_instance_uid).response()
         with request.DataSet.getbuffer() as data:
             size = len(data)
             try:
+                head = file_head(sop_class_uid, sop_instance_uid, context.transfer_syntax, session.calling_ae)
                 self._intake.accept((head, data), session.row)
             except Exception as error:  # noqa: BLE001  the sender must be answered, and the receiver go on
                 return _fail(session, statuses.status_of(error), sop_instance_uid, error).response()
+        session.owed.discard(sop_instance_uid)
         session.instances += 1
         session.size += size
         return statuses.SUCCESS.response()
@@ -305,6 +366,13 @@ def _on_common_negotiation(event: Event) -> dict[UID, SOPClassCommonExtendedNego
     return contexts.as_storage(request.presentation_context_definition_list)
 
 
+def _be_patient(assoc: Association, seconds: float) -> None:
+    """Time a sender by the idle time-out now; one that stops inside a PDU would block its thread for ever."""
+    wrapper = assoc.dul.socket
+    if wrapper is not None and isinstance(wrapper.socket, _Connection):
+        wrapper.socket.be_patient(seconds)
+
+
 def _cut(assoc: Association) -> None:
     """Close the connection under an association: a thread that waits for the rest of a PDU keeps the process alive."""
     wrapper = assoc.dul.socket
@@ -317,6 +385,8 @@ def _fail(
 ) -> statuses.Status:
     """Log a failure in one line; the text of a foreign error is left out, it may quote the data set."""
     session.failures += 1
+    if status in {statuses.OUT_OF_RESOURCES, statuses.PROCESSING_FAILURE}:
+        session.owed.add(sop_instance_uid)
     facts: dict[str, str] = {}
     if isinstance(error, DicomaiError):
         facts["error"] = str(error)

@@ -14,7 +14,7 @@ log = structlog.get_logger()
 
 _REMEDY = {
     AssociationEnd.ABORTED: "look at the sender's log, and have it send again what was not answered",
-    AssociationEnd.LOST: "check the network and the sender, and have it send again what was not answered",
+    AssociationEnd.LOST: "check the network and the sender, and have it send again what was not acknowledged",
 }
 
 
@@ -29,6 +29,7 @@ class Session:
         instances: how many were acknowledged.
         failures: how many were answered with a failure.
         size: bytes of the data sets that were acknowledged.
+        owed: SOP Instance UIDs that were not stored for a reason of ours and have not come again.
         was_aborted: the sender's A-ABORT came.
         was_closed: the connection is closed.
         opened: time.monotonic() at the start.
@@ -40,6 +41,7 @@ class Session:
     instances: int = 0
     failures: int = 0
     size: int = 0
+    owed: set[str] = field(default_factory=set)
     was_aborted: bool = False
     was_closed: bool = False
     opened: float = field(default_factory=time.monotonic)
@@ -82,7 +84,11 @@ class Sessions:
             self._open.pop(assoc, None)
 
     def close(self, assoc: Association, outcome: AssociationEnd) -> None:
-        """Close one in the intake; the first call counts, further ones do nothing."""
+        """Close one in the intake; the first call counts, further ones do nothing.
+
+        One that was released while instances are owed has not brought its series whole: it counts as lost, so that
+        the series waits for the sender to send them again.
+        """
         with self._lock:
             session = self._open.pop(assoc, None)
         if session is None or session.row is None:
@@ -95,7 +101,14 @@ class Sessions:
             "bytes": session.size,
             "seconds": round(time.monotonic() - session.opened, 3),
         }
-        if outcome is AssociationEnd.RELEASED:
+        if outcome is AssociationEnd.RELEASED and session.owed:
+            outcome = AssociationEnd.LOST
+            log.warning(
+                "association released, but not all of it could be stored; its series wait for the rest",
+                remedy="see the refused instances above, then have the sender send them again",
+                **facts,
+            )
+        elif outcome is AssociationEnd.RELEASED:
             log.info("association released", **facts)
         else:
             log.warning(f"association {outcome}", remedy=_REMEDY[outcome], **facts)

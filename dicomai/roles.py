@@ -1,0 +1,249 @@
+"""The roles of a node, each a process of its own: what a spawned process does until its parent ends it.
+
+Every process comes through this module, and a sender waits for the receiver: each imports what it needs and no more.
+"""
+
+import contextlib
+import fcntl
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+
+from dicomai import log
+from dicomai.config import Settings
+from dicomai.errors import ConfigurationError, DicomaiError
+from dicomai.store import Store
+
+if TYPE_CHECKING:
+    from dicomai.bundle import Bundle
+
+# ruff: noqa: PLC0415
+
+logger = structlog.get_logger()
+
+GRACE_SECONDS = 30.0
+"""How long a role may take to end."""
+
+WRONG_CALL = 2
+"""Exit status of a role that found the configuration wrong."""
+
+
+class Role(StrEnum):
+    """What a process of the node does."""
+
+    RECEIVER = "receiver"
+    PLANNER = "planner"
+    WORKER = "worker"
+    DELIVERY = "delivery"
+    CONSOLE = "console"
+
+
+def run_role(name: str, settings: Settings, pipe: Connection) -> None:
+    """Be one role; the entry of a spawned process."""
+    role = Role(name)
+    # The parent alone hears the terminal's Ctrl-C and tells each role in its turn.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    log.configure(settings.node.log, role=role.value)
+    cue = _Cue(pipe)
+    threading.Thread(target=_watch_parent, args=(cue,), daemon=True).start()
+    try:
+        _ROLES[role](settings, cue)
+    except ConfigurationError as error:
+        logger.error("cannot start", error=str(error))
+        sys.exit(WRONG_CALL)
+    except DicomaiError as error:
+        logger.error("ended", error=str(error))
+        sys.exit(1)
+
+
+@dataclass(frozen=True)
+class _Cue:
+    """What the parent says to a role, and the role to it.
+
+    Attributes:
+        begin: storage and database are in order; set at the end too, so that nobody waits for it in vain.
+        stop: this is the end.
+    """
+
+    pipe: Connection
+    begin: threading.Event = field(default_factory=threading.Event)
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def wait(self) -> None:
+        """Wait until the role may begin; ends the process if it never may."""
+        self.begin.wait()
+        if self.stop.is_set():
+            sys.exit(0)
+
+    def ready(self) -> None:
+        """Say that the role is at work; a parent that is gone hears nothing any more."""
+        with contextlib.suppress(OSError):
+            self.pipe.send("ready")
+
+
+def _watch_parent(cue: _Cue) -> None:
+    """Stop when the parent closes its end of the pipe, on purpose or by dying; then end within the grace."""
+    with contextlib.suppress(EOFError, OSError):
+        while cue.pipe.recv() == "begin":
+            cue.begin.set()
+    cue.stop.set()
+    cue.begin.set()
+    parent = multiprocessing.parent_process()
+    end = time.monotonic() + GRACE_SECONDS
+    # Without a parent nobody waits: every state is safe to leave at once, and the port must be free again.
+    while parent is not None and parent.is_alive() and time.monotonic() < end:
+        time.sleep(0.05)
+    os._exit(1)
+
+
+def _receiver(settings: Settings, cue: _Cue) -> None:
+    from dicomai.database import Database
+    from dicomai.intake import Intake
+    from dicomai.receiver import serve as receive
+
+    cue.wait()
+    with locked(settings.node.storage / "receiver.lock", patience=10.0):
+        quiet = min([settings.receiver.quiet_period, *(route.quiet_period for route in settings.routes)])
+        intake = Intake(
+            Store(settings.node.storage),
+            Database(settings.node.worklist_url),
+            quiet_period=quiet,
+            min_free_bytes=settings.receiver.min_free_bytes,
+        )
+        intake.recover()
+        receive(settings, intake, cue.stop, lambda _: cue.ready())
+
+
+def _planner(settings: Settings, cue: _Cue) -> None:
+    from apscheduler.schedulers.background import BackgroundScheduler
+
+    from dicomai.database import Database
+    from dicomai.planner import Planner
+
+    cue.wait()
+    planner = Planner(
+        Store(settings.node.storage),
+        Database(settings.node.worklist_url),
+        settings.routes,
+        bundles_of(settings),
+        quiet_period=settings.receiver.quiet_period,
+        lost_period=settings.receiver.lost_period,
+    )
+    scheduler = BackgroundScheduler(timezone="UTC")
+    scheduler.add_job(planner.sweep, "interval", seconds=0.5, max_instances=1, coalesce=True, misfire_grace_time=None)
+    scheduler.start()
+    cue.ready()
+    cue.stop.wait()
+    scheduler.shutdown()
+
+
+def _worker(settings: Settings, cue: _Cue) -> None:
+    from dicomai import inference, weights
+    from dicomai.database import Database
+    from dicomai.worker import Worker
+
+    def load_engine(one: "Bundle") -> inference.Engine:
+        logger.info("loading a model", model=one.name, version=one.version)
+        return inference.load(one, weights.located(one, settings.node.storage), settings.worker.device)
+
+    cue.wait()
+    worker = Worker(
+        Store(settings.node.storage),
+        Database(settings.node.worklist_url),
+        bundles_of(settings),
+        settings.worker,
+        timezone=settings.node.timezone,
+        load_engine=load_engine,
+    )
+    cue.ready()
+    worker.run(cue.stop)
+
+
+def _delivery(settings: Settings, cue: _Cue) -> None:
+    from dicomai import delivery
+    from dicomai.database import Database
+    from dicomai.destinations import open_destination
+
+    cue.wait()
+    store = Store(settings.node.storage)
+    database = Database(settings.node.worklist_url)
+    lanes = [
+        delivery.Delivery(
+            store,
+            database,
+            open_destination(one, calling_ae=settings.node.ae_title, timeout=settings.delivery.timeout),
+            settings.delivery,
+        )
+        for one in settings.destination
+    ]
+    cue.ready()
+    delivery.run(lanes, cue.stop)
+
+
+def _console(settings: Settings, cue: _Cue) -> None:
+    from dicomai.console import Console
+
+    cue.wait()
+    console = Console(settings)
+    cue.ready()
+    console.run(cue.stop)
+
+
+_ROLES: dict[Role, Callable[[Settings, _Cue], None]] = {
+    Role.RECEIVER: _receiver,
+    Role.PLANNER: _planner,
+    Role.WORKER: _worker,
+    Role.DELIVERY: _delivery,
+    Role.CONSOLE: _console,
+}
+
+
+def bundles_of(settings: Settings) -> "dict[str, Bundle]":
+    """Load the bundle of every model that a route names.
+
+    Raises:
+        BundleError: one is missing or not sound.
+    """
+    from dicomai import bundle
+
+    folder = settings.node.models or bundle.packaged()
+    return {name: bundle.find(name, folder) for name in sorted({route.model for route in settings.route})}
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, patience: float | None = None) -> Iterator[None]:
+    """Hold a lock file for as long as the block runs.
+
+    Args:
+        path: the file.
+        patience: how many seconds to wait for another holder; None for ever.
+
+    Raises:
+        ConfigurationError: another process kept the lock.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as stream:
+        end = None if patience is None else time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | (0 if end is None else fcntl.LOCK_NB))
+                break
+            except BlockingIOError:
+                if end is not None and time.monotonic() >= end:
+                    raise ConfigurationError(
+                        f"Another node holds {path}: one storage serves one node; stop the other first."
+                    ) from None
+                time.sleep(0.1)
+        yield

@@ -1,0 +1,223 @@
+"""The store: whole or not at all, durable before it says so, and nothing outside of its folder."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dicomai.errors import StorageFullError, StoreError, UnreadableError
+from dicomai.store import Incoming, Store, checked_uid, instance_key, result_key
+
+KEY = instance_key("1.2", "1.2.3", "1.2.3.4", "ab" * 32)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "storage")
+
+
+@pytest.fixture
+def incoming(tmp_path: Path) -> Path:
+    return tmp_path / "storage/incoming"
+
+
+def test_what_is_received_is_what_is_opened(store: Store, incoming: Path) -> None:
+    got = store.receive((b"head", memoryview(b"data"), b"set"))
+    with store.open_incoming(got) as stream:
+        assert stream.read() == b"headdataset"
+    assert got.size == 11
+    store.publish(got, KEY)
+    assert store.get(KEY) == b"headdataset"
+    store.settle(got)
+    assert store.get(KEY) == b"headdataset"
+    assert list(incoming.iterdir()) == []
+
+
+def test_the_digest_is_of_the_data_set_alone(store: Store) -> None:
+    digests = {store.receive((head, b"data set")).digest for head in (b"one sender", b"another")}
+    assert len(digests) == 1
+    assert store.receive((b"one sender", b"other set")).digest not in digests
+
+
+def test_a_sender_that_breaks_off_leaves_nothing(store: Store, incoming: Path) -> None:
+    def parts() -> Iterator[bytes]:
+        yield b"head"
+        raise ConnectionResetError
+
+    with pytest.raises(StoreError):
+        store.receive(parts())
+    assert list(incoming.iterdir()) == []
+
+
+def test_a_full_disk_is_said_to_be_full_and_leaves_nothing(store: Store, incoming: Path) -> None:
+    def parts() -> Iterator[bytes]:
+        yield b"head"
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(StorageFullError, match="free some room"):
+        store.receive(parts())
+    assert list(incoming.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "uid",
+    [
+        "",
+        ".",
+        "..",
+        "../1",
+        "1/2",
+        "1..2",
+        ".1",
+        "1.",
+        "1.2\n",
+        "1\x00",
+        "1.2 ",
+        "1" * 65,
+        "1.2.a",
+        "/1",
+        "\u0661",
+        "-1",
+    ],
+)
+def test_what_is_no_uid_is_no_part_of_a_key(uid: str) -> None:
+    with pytest.raises(UnreadableError, match="SOPInstanceUID"):
+        checked_uid(uid, "SOPInstanceUID")
+    for place in range(3):
+        uids = ["1.2", "1.3", "1.4"]
+        uids[place] = uid
+        with pytest.raises(UnreadableError):
+            instance_key(*uids, "ab" * 32)
+    with pytest.raises(UnreadableError):
+        result_key(1, 1, uid)
+
+
+@pytest.mark.parametrize("uid", ["1.2.840.00113619.04", "1", "1" * 64, "0.0"])
+def test_uids_as_scanners_write_them_are_taken(uid: str) -> None:
+    assert checked_uid(uid, "SOPInstanceUID") == uid
+
+
+def test_a_key_that_is_there_is_left_as_it_is(store: Store) -> None:
+    one, other = store.receive((b"one", b"x")), store.receive((b"other", b"x"))
+    assert store.publish(one, KEY)
+    assert not store.publish(other, KEY)
+    assert store.get(KEY) == b"onex"
+
+
+def test_every_name_is_synced_before_publish_returns(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a power cut, a file is there only if its folder's entry, and that of every folder above, was synced."""
+    synced: list[str] = []
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        real(descriptor)
+
+    got = store.receive((b"head", b"data"))
+    monkeypatch.setattr(os, "fsync", fsync)
+    store.publish(got, KEY)
+    root = str(store._root)
+    assert [path.removeprefix(root) for path in synced] == [
+        "/instances/1.2",
+        "/instances",
+        "",
+        "/instances/1.2/1.2.3",
+    ]
+    synced.clear()
+    store.publish(store.receive((b"head", b"more")), KEY.replace("1.2.3.4", "1.2.3.5"))
+    assert [path.removeprefix(root) for path in synced if "incoming" not in path] == ["/instances/1.2/1.2.3"]
+
+
+def test_a_folder_that_another_process_made_is_synced_too(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    (store._root / "instances/1.2/1.2.3").mkdir(parents=True)  # and that process may have been killed just then
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(str(Path(f"/proc/self/fd/{fd}").readlink())))
+    got = store.receive((b"head", b"data"))
+    store.publish(got, KEY)
+    assert str(store._root / "instances/1.2") in synced
+
+
+def test_a_file_is_synced_before_it_has_a_lasting_name(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[str] = []
+    for module, name in ((os, "fsync"), (os, "link")):
+        real: Callable[..., Any] = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, real=real, name=name: (steps.append(name), real(*a))[1])
+    monkeypatch.setattr(Path, "replace", lambda *a, real=Path.replace: (steps.append("replace"), real(*a))[1])
+    store.publish(store.receive((b"head", b"data")), KEY)
+    assert steps.index("fsync") < steps.index("link") < len(steps) - 1
+    steps.clear()
+    store.put("results/1/1/1.2.dcm", b"bytes")
+    assert steps.index("fsync") < steps.index("replace") < len(steps) - 1
+
+
+def test_a_result_is_replaced_whole(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = result_key(3, 1, "1.2.3")
+    store.put(key, b"one")
+    store.put(key, b"another")
+    assert store.get(key) == b"another"
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(StorageFullError):
+        store.put(key, b"third")
+    assert store.get(key) == b"another"
+    assert [path.name for path in (store._root / "results/3/1").iterdir()] == ["1.2.3.dcm"]
+
+
+def test_a_missing_file_is_a_sentence(store: Store) -> None:
+    assert not store.exists(KEY)
+    with pytest.raises(StoreError, match=r"Cannot read instances/1\.2"):
+        store.get(KEY)
+
+
+class TestTheSweep:
+    """What an end without warning leaves in `incoming/`, at every step."""
+
+    @staticmethod
+    def swept(store: Store, known: set[str]) -> tuple[int, int]:
+        return store.sweep(lambda stream: KEY if stream.read() == b"headdata" else None, known.__contains__)
+
+    def test_a_committed_file_keeps_its_lasting_name(self, store: Store, incoming: Path) -> None:
+        store.publish(store.receive((b"head", b"data")), KEY)
+        assert self.swept(store, {KEY}) == (1, 0)
+        assert store.get(KEY) == b"headdata"
+        assert list(incoming.iterdir()) == []
+
+    def test_an_uncommitted_file_goes_with_its_lasting_name(self, store: Store, incoming: Path) -> None:
+        store.publish(store.receive((b"head", b"data")), KEY)
+        assert self.swept(store, set()) == (0, 1)
+        assert not store.exists(KEY)
+        assert list(incoming.iterdir()) == []
+
+    def test_a_file_that_was_never_published_goes(self, store: Store, incoming: Path) -> None:
+        store.receive((b"head", b"da"))
+        store.receive((b"head", b"data"))
+        assert self.swept(store, set()) == (0, 2)
+        assert list(incoming.iterdir()) == []
+
+    def test_the_same_instance_from_two_senders_stays_where_one_was_committed(self, store: Store) -> None:
+        one, other = store.receive((b"head", b"data")), store.receive((b"head", b"data"))
+        store.publish(one, KEY)
+        store.publish(other, KEY)
+        store.settle(one)  # its row is there; the other sender was killed before its own
+        assert self.swept(store, {KEY}) == (1, 0)
+        assert store.get(KEY) == b"headdata"
+
+    def test_a_lasting_name_of_another_file_is_not_touched(self, store: Store) -> None:
+        one = store.receive((b"head", b"data"))
+        store.publish(one, KEY)
+        store.settle(one)
+        store.receive((b"head", b"data"))
+        assert self.swept(store, set()) == (0, 1)
+        assert store.exists(KEY)
+
+
+def test_settling_twice_does_no_harm(store: Store) -> None:
+    got = store.receive((b"head", b"data"))
+    store.settle(got)
+    store.settle(got)
+    store.settle(Incoming("never-there", "", 0))
