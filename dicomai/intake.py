@@ -20,7 +20,7 @@ from dicomai.association import AssociationEnd
 from dicomai.database.associations import Associations
 from dicomai.database.engine import Database
 from dicomai.database.index import Arrival, Index, Recorded
-from dicomai.errors import NotAcceptedError, UnreadableError
+from dicomai.errors import NotAcceptedError, StoreError, UnreadableError
 from dicomai.store import Incoming, Store, checked_uid, instance_key
 from dicomai.study import UNREADABLE, Identity, is_image
 
@@ -150,6 +150,7 @@ def read_header(stream: BinaryIO) -> FileDataset:
 
     Raises:
         UnreadableError: it is no DICOM, or what the index needs is missing.
+        StoreError: the disk does not give it back.
     """
     try:
         _refuse_bomb(stream)
@@ -159,6 +160,8 @@ def read_header(stream: BinaryIO) -> FileDataset:
         ]
         Identity.of(header)  # decodes the name: better here than after it was acknowledged
     except UNREADABLE as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise StoreError(f"The storage cannot be read ({error.strerror}); check its disk.") from error
         raise UnreadableError(
             f"The data set cannot be understood ({type(error).__name__}); check the instance at its source."
         ) from error
@@ -200,6 +203,7 @@ def _arrival(header: FileDataset, incoming: Incoming) -> Arrival:
     study, series, sop = (
         str(header[keyword].value) for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
     )
+    digest = _identify(header, incoming.digest)
     return Arrival(
         study_instance_uid=study,
         series_instance_uid=series,
@@ -209,10 +213,15 @@ def _arrival(header: FileDataset, incoming: Incoming) -> Arrival:
         modality=_text(header, "Modality"),
         description=_text(header, "SeriesDescription"),
         identity=Identity.of(header),
-        key=instance_key(study, series, sop, incoming.digest),
-        digest=incoming.digest,
+        key=instance_key(study, series, sop, digest),
+        digest=digest,
         size=incoming.size,
     )
+
+
+def _identify(header: FileDataset, data_set: str) -> str:
+    """Tell one content from another: the same bytes in another transfer syntax mean something else."""
+    return hashlib.sha256(f"{header.file_meta.TransferSyntaxUID} {data_set}".encode()).hexdigest()
 
 
 def _text(header: FileDataset, keyword: str) -> str:
@@ -233,6 +242,6 @@ def _key_of(stream: BufferedReader) -> str | None:
     digest = hashlib.file_digest(stream, "sha256").hexdigest()
     study, series, sop = (str(header[k].value) for k in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"))
     try:
-        return instance_key(study, series, sop, digest)
+        return instance_key(study, series, sop, _identify(header, digest))
     except UnreadableError:  # it would have been refused, had the end not come first
         return None

@@ -65,6 +65,7 @@ class Node:
     settings: Settings
     roles: tuple[Role, ...] = STOPPING_ORDER
     _children: dict[Role, _Child] = field(default_factory=dict)
+    _started: bool = False
     _stopping: bool = False
     _locks: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
@@ -83,15 +84,16 @@ class Node:
             self._spawn(Role.RECEIVER)
         self._prepare()
         if receives:
-            self._children[Role.RECEIVER].pipe.send("begin")
+            _begin(self._children[Role.RECEIVER])
             self._await(Role.RECEIVER)
         others = [role for role in self.roles if role is not Role.RECEIVER and not self._stopping]
         for role in others:
-            self._spawn(role).pipe.send("begin")
+            _begin(self._spawn(role))
         for role in others:
             self._await(role)
         if self._stopping:
             return
+        self._started = True
         settings = self.settings.node
         logger.info("node started", ae_title=settings.ae_title, port=settings.port, roles=[r.value for r in self.roles])
 
@@ -131,7 +133,7 @@ class Node:
                 self._note_end(self._children[alive[cast("int", ended)]])
             for role, child in self._children.items():
                 if child.again_at is not None and time.monotonic() >= child.again_at:
-                    self._spawn(role, child.failures).pipe.send("begin")
+                    _begin(self._spawn(role, child.failures))
         return 0
 
     def request_stop(self) -> None:
@@ -141,7 +143,6 @@ class Node:
     def stop(self) -> None:
         """Stop every role in order: no more in, then what is under way, then out."""
         self._stopping = True
-        started = bool(self._children)
         for role in STOPPING_ORDER:
             child = self._children.pop(role, None)
             if child is None:
@@ -153,7 +154,7 @@ class Node:
                 child.process.kill()
                 child.process.join()
         self._locks.close()
-        if started:
+        if self._started:
             logger.info("node stopped")
 
     def pids(self) -> dict[str, int]:
@@ -220,6 +221,12 @@ class Node:
                     logger.info("a worker is gone; its items go on", owner=owner, items=worklist.expire(owner))
         finally:
             database.close()
+
+
+def _begin(child: _Child) -> None:
+    """Let a role begin; one that has ended already is found out by whoever waits for it."""
+    with contextlib.suppress(OSError):
+        child.pipe.send("begin")
 
 
 def serve(settings: Settings, roles: Sequence[Role] = STOPPING_ORDER) -> int:

@@ -43,7 +43,7 @@ def checked_uid(uid: str, keyword: str) -> str:
 
 
 def instance_key(study_instance_uid: str, series_instance_uid: str, sop_instance_uid: str, digest: str) -> str:
-    """Name the place of an instance; the digest is that of its data set, in hexadecimal."""
+    """Name the place of an instance; the digest is that of its content, in hexadecimal."""
     return (
         f"instances/{checked_uid(study_instance_uid, 'StudyInstanceUID')}"
         f"/{checked_uid(series_instance_uid, 'SeriesInstanceUID')}"

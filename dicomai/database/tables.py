@@ -150,7 +150,7 @@ class Version(Table):
     id: Mapped[int] = mapped_column(Key, primary_key=True)
     instance_id: Mapped[int] = mapped_column(ForeignKey("instance.id"))
     key: Mapped[str] = mapped_column(Text, unique=True)
-    digest: Mapped[str] = mapped_column(String(64))  # SHA-256 of the data set as received
+    digest: Mapped[str] = mapped_column(String(64))  # SHA-256 of transfer syntax and data set as received
     size: Mapped[int] = mapped_column(BigInteger)
     conflicting: Mapped[bool] = mapped_column(default=False)
     received_at: Mapped[datetime]

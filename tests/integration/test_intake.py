@@ -13,7 +13,14 @@ from typing import Any
 
 import pytest
 from pydicom.dataset import FileDataset
-from pydicom.uid import CTImageStorage, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
+from pydicom.encaps import encapsulate
+from pydicom.uid import (
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLSLossless,
+)
 from structlog.testing import capture_logs
 
 from dicomai.association import AssociationEnd
@@ -102,6 +109,19 @@ def test_the_same_instance_twice_is_one_row_and_one_file(bed: Bed) -> None:
         assert bed.intake.accept((head.replace(b"PYDICOM", b"ANOTHER"), data), None) is Recorded.SAME
     assert len(bed.rows(Version)) == 1
     assert bed.series(image.SeriesInstanceUID).revision == revision  # no new quiet period
+    assert_sound(bed)
+
+
+def test_the_same_bytes_in_another_transfer_syntax_are_another_content(bed: Bed) -> None:
+    (image,) = ct(1)
+    wrong, right = changed(image), changed(image)
+    for ds, syntax in ((wrong, JPEGLSLossless), (right, JPEG2000Lossless)):
+        ds.file_meta.TransferSyntaxUID = syntax
+        ds.PixelData = encapsulate([b"codestream"])
+        ds["PixelData"].is_undefined_length = True
+    assert parts(wrong)[1] == parts(right)[1]
+    assert bed.take([wrong, right])[1] is not Recorded.SAME
+    assert len(bed.rows(Version)) == 2
     assert_sound(bed)
 
 
