@@ -5,6 +5,7 @@ Every process comes through this module, and a sender waits for the receiver: ea
 
 import contextlib
 import fcntl
+import logging
 import multiprocessing
 import os
 import signal
@@ -65,6 +66,9 @@ def run_role(name: str, settings: Settings, pipe: Connection) -> None:
         sys.exit(WRONG_CALL)
     except DicomaiError as error:
         logger.error("ended", error=str(error))
+        sys.exit(1)
+    except Exception:  # its text may quote a patient: type and place are logged
+        logger.exception("ended by an error that nobody foresaw")
         sys.exit(1)
 
 
@@ -142,6 +146,8 @@ def _planner(settings: Settings, cue: _Cue) -> None:
         lost_period=settings.receiver.lost_period,
     )
     scheduler = BackgroundScheduler(timezone="UTC")
+    # A sweep that is still under way is no news.
+    logging.getLogger("apscheduler").setLevel(logging.ERROR)
     scheduler.add_job(planner.sweep, "interval", seconds=0.5, max_instances=1, coalesce=True, misfire_grace_time=None)
     scheduler.start()
     cue.ready()

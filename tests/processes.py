@@ -1,12 +1,19 @@
 """What tests run in processes of their own; imports no more than that, so that they start quickly."""
 
+import os
+import signal
+import sys
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy.orm import Session
 
 from dicomai.database import Database
+from dicomai.database.index import Index
 from dicomai.database.worklist import Worklist
+from dicomai.intake import Intake
+from dicomai.store import Store
 from dicomai.workitem import Kind
 
 
@@ -41,3 +48,29 @@ def work(url: str, forward: timedelta, owner: str, barrier: Any, out: Any) -> No
         done.append(got.item)
     database.close()
     out.put(done)
+
+
+STEPS: dict[str, tuple[type, str]] = {
+    "received": (Store, "receive"),
+    "published": (Store, "publish"),
+    "recorded": (Index, "record"),
+}
+
+
+def die(storage: str, url: str, step: str, file: str) -> None:
+    """Take an instance in, and be killed when a step of that is done."""
+    owner, name = STEPS[step]
+    real = getattr(owner, name)
+
+    def killing(*args: Any, **kwargs: Any) -> None:
+        real(*args, **kwargs)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(owner, name, killing)
+    content = Path(file).read_bytes()
+    end = 144 + int.from_bytes(content[140:144], "little")
+    Intake(Store(Path(storage)), Database(url), 60.0, 0).accept((content[:end], content[end:]), None)
+
+
+if __name__ == "__main__":
+    die(*sys.argv[1:])

@@ -1,5 +1,6 @@
 """Quick to answer: the receiver alone, from the start of its process to its first C-ECHO."""
 
+import os
 import time
 from pathlib import Path
 
@@ -19,15 +20,23 @@ def seconds_until_it_answers(one: Node) -> float:
     return time.monotonic() - began
 
 
+def seconds_at_work(one: Node) -> float:
+    """CPU time of its processes: what the wall clock would show if nobody else were at work on this machine."""
+    stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in one.processes()]
+    return sum(int(ticks) for stat in stats for ticks in stat[11:13]) / os.sysconf("SC_CLK_TCK")
+
+
 def test_the_receiver_answers_within_two_seconds_of_its_start(tmp_path: Path) -> None:
-    took = []
+    took: list[tuple[float, float]] = []
     for number in range(4):  # the fastest counts: others may be busy on this machine too
         with node(tmp_path / str(number)) as one:
-            took.append(seconds_until_it_answers(one))
+            waited = seconds_until_it_answers(one)
+            took.append((waited, seconds_at_work(one)))
             one.stop()
-        if took[-1] < WITHIN_SECONDS:
-            break
-    assert min(took) < WITHIN_SECONDS, took
+        if waited < WITHIN_SECONDS:
+            return
+    assert os.getloadavg()[0] > (os.cpu_count() or 1), f"nobody else was busy: {took}"
+    assert min(work for _, work in took) < WITHIN_SECONDS, took
 
 
 def test_no_process_of_a_receiver_has_torch_in_it(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import io
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from dicomai.config import FolderDestination
 from dicomai.database.tables import Acceptance, Result, ResultObject
 from dicomai.database.tables import Workitem as Row
 from dicomai.destinations import Destination, Outgoing, open_destination
+from dicomai.destinations.base import Accepted
 from dicomai.errors import StoreError, UnreachableError
 from dicomai.workitem import Kind, State
 from tests.beds import Bed, parts_of, route
@@ -357,7 +358,7 @@ def test_a_destination_that_fails_in_its_own_way(bed: Bed) -> None:
     class Broken:
         name = "pacs"
 
-        def send(self, objects: list[Outgoing], accepted: Any) -> None:
+        def send(self, objects: Sequence[Outgoing], accepted: Accepted) -> None:
             accepted(objects[0], 0x0000, "")
             raise UnreachableError("The line broke.")
 

@@ -1,8 +1,6 @@
 """The way in, on real files and both databases: nothing acknowledged is lost, nothing is there twice."""
 
-import contextlib
 import copy
-import os
 import signal
 import subprocess
 import sys
@@ -24,7 +22,7 @@ from pydicom.uid import (
 from structlog.testing import capture_logs
 
 from dicomai.association import AssociationEnd
-from dicomai.database.index import Index, Recorded, SeriesState
+from dicomai.database.index import Recorded, SeriesState
 from dicomai.database.tables import (
     Association,
     AssociationSeries,
@@ -38,8 +36,7 @@ from dicomai.database.tables import (
 )
 from dicomai.errors import NotAcceptedError, StoreError, UnreadableError
 from dicomai.receiver.filemeta import file_head
-from dicomai.store import Store
-from tests.beds import Bed, as_received, parts, parts_of
+from tests.beds import Bed, as_received, parts
 from tests.synthetic import encode, plain, series
 
 ROOT = Path(__file__).parents[2]
@@ -330,13 +327,9 @@ class TestCrashes:
         bed.take([safe])
         before = bed.intake.open_association("CT01", "10.0.0.1")
         (bed.folder / "lost.dcm").write_bytes(encode(lost))
-        done = subprocess.run(
-            [sys.executable, __file__, str(bed.folder), bed.url, step],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            check=False,
-            timeout=60,
-        )
+        arguments = [str(bed.folder / "storage"), bed.url, step, str(bed.folder / "lost.dcm")]
+        command = [sys.executable, "-m", "tests.processes", *arguments]
+        done = subprocess.run(command, cwd=ROOT, check=False, timeout=60)
         assert done.returncode == -signal.SIGKILL
         assert len(bed.files("incoming")) == 1
         bed.intake.recover()
@@ -354,24 +347,6 @@ class TestCrashes:
         with as_received():
             sqlite_bed.intake.recover()
         assert sqlite_bed.files("") == set()
-
-
-def _die(folder: str, url: str, step: str) -> None:
-    """Take an instance in and be killed after a step: what the subprocess of the test does."""
-    bed = Bed(Path(folder), url)
-
-    def kill_after(owner: type, name: str) -> None:
-        real = getattr(owner, name)
-
-        def killing(*args: Any, **kwargs: Any) -> Any:
-            real(*args, **kwargs)
-            os.kill(os.getpid(), signal.SIGKILL)
-
-        setattr(owner, name, killing)
-
-    kill_after(*{"received": (Store, "receive"), "published": (Store, "publish"), "recorded": (Index, "record")}[step])
-    with as_received():
-        bed.intake.accept(parts_of((bed.folder / "lost.dcm").read_bytes()), None)
 
 
 class TestWhatIsNeverRouted:
@@ -448,8 +423,3 @@ class TestAssociations:
         assert bed.rows(Association)[0].end == AssociationEnd.RELEASED
         bed.intake.close_association(association, AssociationEnd.LOST)
         assert bed.rows(Association)[0].end == AssociationEnd.RELEASED
-
-
-if __name__ == "__main__":
-    with contextlib.suppress(IndexError):
-        _die(*sys.argv[1:4])

@@ -343,7 +343,7 @@ class TestTheReceiverAlone:
     def test_killed_while_it_receives_it_loses_nothing_that_it_acknowledged(self, make: Callable[..., Served]) -> None:
         node = make()
         node.start("--only", "receiver")
-        sent = images(200)
+        sent = images(60)
         acknowledged: list[str] = []
         with associate(node.port, [(MRImageStorage, [sent[0].file_meta.TransferSyntaxUID])]) as assoc:
             for ds in sent:
@@ -354,15 +354,15 @@ class TestTheReceiverAlone:
                 if len(acknowledged) == 20:
                     (child,) = (pid for pid in node.children() if "receiver.lock" in open_files(pid))
                     os.kill(child, signal.SIGKILL)
-        assert 20 <= len(acknowledged) < 200
+        assert 20 <= len(acknowledged) < 60
         node.wait_for(lambda: node.events().count("receiver listens") == 2, 20)
         known = {Path(version.key).name.rpartition(".")[0].rpartition(".")[0] for version in node.rows(Version)}
         assert set(acknowledged) <= known
         assert all((node.folder / "storage" / version.key).is_file() for version in node.rows(Version))
         files = {str(path.relative_to(node.folder / "storage")) for path in (node.folder / "storage").rglob("*.dcm")}
         assert files == {version.key for version in node.rows(Version)}
-        assert node.send(sent) == [0x0000] * 200
-        assert len(node.rows(Version)) == 200
+        assert node.send(sent) == [0x0000] * 60
+        assert len(node.rows(Version)) == 60
         node.kill()
 
     def test_a_port_that_is_taken_is_a_sentence_and_exit_status_2(self, make: Callable[..., Served]) -> None:

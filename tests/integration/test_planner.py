@@ -10,13 +10,14 @@ from pydicom.uid import generate_uid
 from structlog.testing import capture_logs
 
 from dicomai import planner as planner_module
-from dicomai.database.associations import AssociationEnd
+from dicomai.association import AssociationEnd
 from dicomai.database.index import Recorded, SeriesState
 from dicomai.database.tables import Instance, Result, ResultObject, Series, WorkitemInput
 from dicomai.database.tables import Workitem as Row
 from dicomai.database.worklist import FrozenObject
 from dicomai.errors import StoreError, WorklistError
 from dicomai.routing import Level
+from dicomai.stacks import split
 from dicomai.workitem import Kind, State
 from tests.beds import LOST, QUIET, Bed, parts, route
 from tests.integration.test_intake import changed, repixeled
@@ -541,7 +542,7 @@ class TestTrouble:
         bed.take(first)
         bed.turn(1)
         bed.take(mr())
-        real = planner_module.split
+        real = split
 
         def odd(one: Any) -> Any:
             if one.header.SeriesInstanceUID == first[0].SeriesInstanceUID:

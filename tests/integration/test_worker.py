@@ -37,7 +37,7 @@ def take(bed: Bed, **attributes: Any) -> list[Any]:
 
 
 def results(bed: Bed) -> list[Dataset]:
-    made = []
+    made: list[Dataset] = []
     for row in bed.rows(ResultObject):
         with bed.store.open(row.key) as stream:
             made.append(pydicom.dcmread(stream))

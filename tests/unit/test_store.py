@@ -89,7 +89,7 @@ def test_what_is_no_uid_is_no_part_of_a_key(uid: str) -> None:
         uids = ["1.2", "1.3", "1.4"]
         uids[place] = uid
         with pytest.raises(UnreadableError):
-            instance_key(*uids, "ab" * 32)
+            instance_key(uids[0], uids[1], uids[2], "ab" * 32)
     with pytest.raises(UnreadableError):
         result_key(1, 1, uid)
 
@@ -141,10 +141,17 @@ def test_a_folder_that_another_process_made_is_synced_too(store: Store, monkeypa
 
 def test_a_file_is_synced_before_it_has_a_lasting_name(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[str] = []
-    for module, name in ((os, "fsync"), (os, "link")):
-        real: Callable[..., Any] = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *a, real=real, name=name: (steps.append(name), real(*a))[1])
-    monkeypatch.setattr(Path, "replace", lambda *a, real=Path.replace: (steps.append("replace"), real(*a))[1])
+
+    def noting(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*arguments: Any) -> Any:
+            steps.append(name)
+            return real(*arguments)
+
+        return noted
+
+    monkeypatch.setattr(os, "fsync", noting("fsync", os.fsync))
+    monkeypatch.setattr(os, "link", noting("link", os.link))
+    monkeypatch.setattr(Path, "replace", noting("replace", Path.replace))
     store.publish(store.receive((b"head", b"data")), KEY)
     assert steps.index("fsync") < steps.index("link") < len(steps) - 1
     steps.clear()
