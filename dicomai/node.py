@@ -83,6 +83,7 @@ class Node:
         if receives:
             self._spawn(Role.RECEIVER)
         self._prepare()
+        self._started = True
         if receives:
             _begin(self._children[Role.RECEIVER])
             self._await(Role.RECEIVER)
@@ -93,7 +94,6 @@ class Node:
             self._await(role)
         if self._stopping:
             return
-        self._started = True
         settings = self.settings.node
         logger.info("node started", ae_title=settings.ae_title, port=settings.port, roles=[r.value for r in self.roles])
 
