@@ -13,7 +13,7 @@ from dicomai.config import DeliverySettings
 from dicomai.database import Database, owner_name
 from dicomai.database.worklist import Claim, FrozenObject, Worklist
 from dicomai.destinations import Destination, Outgoing
-from dicomai.errors import DicomaiError, StaleAttemptError, StoreError
+from dicomai.errors import DicomaiError, StaleAttemptError
 from dicomai.outputs import encode, restate
 from dicomai.planner import read_instance
 from dicomai.store import Store, result_key
@@ -44,14 +44,7 @@ class Delivery:
 
     def run(self, stop: threading.Event) -> None:
         """Deliver until told to stop; a result under way is finished first."""
-        while not stop.is_set():
-            try:
-                busy = self.step()
-            except StoreError as error:
-                log.error("the worklist cannot be asked", error=str(error))
-                busy = False
-            if not busy:
-                stop.wait(0.5)
+        leases.work_off(self.step, stop)
 
     def step(self) -> bool:
         """Work off one delivery; tells whether there was one."""

@@ -1,8 +1,8 @@
-"""Keeps the lease of a claimed item while its work goes on."""
+"""Works items off one after the other, and keeps the lease of each while its work goes on."""
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import structlog
 
@@ -51,3 +51,20 @@ def kept(worklist: Worklist, claim: Claim, lease: float) -> Iterator[Progress]:
     finally:
         done.set()
         thread.join()
+
+
+def work_off(step: Callable[[], bool], stop: threading.Event) -> None:
+    """Take step after step until told to stop; what is under way is finished first.
+
+    Args:
+        step: works off one item; tells whether there was one.
+        stop: ends the work.
+    """
+    while not stop.is_set():
+        try:
+            busy = step()
+        except StoreError as error:
+            log.error("the worklist cannot be asked", error=str(error))
+            busy = False
+        if not busy:
+            stop.wait(0.5)

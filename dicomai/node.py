@@ -157,10 +157,6 @@ class Node:
         if self._started:
             logger.info("node stopped")
 
-    def pids(self) -> dict[str, int]:
-        """The process of every role."""
-        return {role.value: child.process.pid or 0 for role, child in self._children.items()}
-
     def _spawn(self, role: Role, failures: int = 0) -> _Child:
         """Spawn a role; it begins when its pipe says so."""
         context = multiprocessing.get_context("spawn")

@@ -13,7 +13,7 @@ from dicomai.bundle import Bundle
 from dicomai.config import WorkerSettings
 from dicomai.database import Database, owner_name
 from dicomai.database.worklist import Claim, FrozenObject, JobInput, Worklist
-from dicomai.errors import BundleError, DicomaiError, StaleAttemptError, StoreError, UnreadableError
+from dicomai.errors import BundleError, DicomaiError, StaleAttemptError, UnreadableError
 from dicomai.outputs.provenance import Predecessor
 from dicomai.planner import read_instance
 from dicomai.routing import OutsideValidated
@@ -62,14 +62,7 @@ class Worker:
 
     def run(self, stop: threading.Event) -> None:
         """Work until told to stop; an item under way is finished first."""
-        while not stop.is_set():
-            try:
-                busy = self.step()
-            except StoreError as error:
-                log.error("the worklist cannot be asked", error=str(error))
-                busy = False
-            if not busy:
-                stop.wait(0.5)
+        leases.work_off(self.step, stop)
 
     def step(self) -> bool:
         """Work off one item; tells whether there was one."""
