@@ -179,6 +179,15 @@ class FolderDestination(_Section):
 Destination = Annotated[DicomDestination | FolderDestination, Field(discriminator="type")]
 
 
+class SourceSettings(_Section):
+    """`[[source]]`: a system that images come from, and how it can be called."""
+
+    name: Name
+    ae_title: AETitle
+    host: str
+    port: Port
+
+
 class RouteSettings(_Section):
     """`[[route]]`: what to run on which images, and where the results go."""
 
@@ -231,6 +240,7 @@ class Settings(BaseSettings):
     worker: WorkerSettings = Field(default_factory=WorkerSettings)
     delivery: DeliverySettings = Field(default_factory=DeliverySettings)
     console: ConsoleSettings = Field(default_factory=ConsoleSettings)
+    source: tuple[SourceSettings, ...] = ()
     destination: tuple[Destination, ...] = ()
     route: tuple[RouteSettings, ...] = ()
 
@@ -252,6 +262,7 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _names_fit(self) -> Self:
         for what, names in (
+            ("source", [s.name for s in self.source]),
             ("destination", [d.name for d in self.destination]),
             ("route", [r.name for r in self.route]),
         ):

@@ -93,6 +93,12 @@ def trace_id(study_instance_uid: str) -> str:
     return hashlib.sha256(study_instance_uid.encode()).hexdigest()[:12]
 
 
+def place(error: BaseException) -> str:
+    """Say where an error was raised, as function and line: what a log may show of one that quotes a data set."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{frames[-1].name}:{frames[-1].lineno}" if frames else "unknown"
+
+
 def sanitize(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     """Replace what could tell who a patient is, and what could break a line (structlog processor)."""
     return {

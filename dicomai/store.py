@@ -3,7 +3,7 @@
 Keys are relative names with `/` between the parts; callers get streams, never paths, so that object storage can
 follow. Every file name of an instance ends in its digest, so a key always means the same bytes:
 
-    incoming/<random>                                          being received; swept at start
+    incoming/<way in>/<random>                                 being received; each way in sweeps its own at start
     instances/<study>/<series>/<sop instance>.<digest>.dcm     acknowledged, in the index
     results/<workitem>/<attempt>/<sop instance>.dcm            frozen before the first send
 """
@@ -74,10 +74,15 @@ class Incoming:
 class Store:
     """The node's storage folder."""
 
-    def __init__(self, root: Path) -> None:
-        """Open the storage under `root`; its folders are made where they are missing."""
+    def __init__(self, root: Path, way_in: str = "receiver") -> None:
+        """Open the storage; its folders are made where they are missing.
+
+        Args:
+            root: the storage folder.
+            way_in: which process brings instances through this object, if any; no two may have the same name.
+        """
         self._root = root
-        self._incoming = root / "incoming"
+        self._incoming = root / "incoming" / way_in
         self._durable: set[Path] = set()
         with _translated("open the storage"):
             for folder in (self._incoming, root / "instances", root / "results"):

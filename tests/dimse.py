@@ -28,7 +28,7 @@ from pynetdicom.presentation import PresentationContext
 from dicomai.config import DicomDestination, Settings
 from dicomai.destinations.dimse import _Caller  # closes its sockets, as the library's own does not always
 from dicomai.receiver import Intake, Receiver
-from dicomai.receiver.scp import _Server  # the same on the other side
+from dicomai.receiver.connections import Server  # the same on the other side
 
 HOST = "127.0.0.1"
 
@@ -153,7 +153,7 @@ def scp(
     ]
     if on_request is not None:
         handlers.append((evt.EVT_REQUESTED, on_request))
-    server = ae.make_server((HOST, port or 0), evt_handlers=handlers, server_class=_Server)
+    server = ae.make_server((HOST, port or 0), evt_handlers=handlers, server_class=Server)
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     server_side.port = int(server.server_address[1])
     try:

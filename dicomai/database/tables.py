@@ -271,3 +271,63 @@ class Audit(Table):
     workitem_id: Mapped[int | None] = mapped_column(ForeignKey("workitem.id"), index=True)
     study_id: Mapped[int | None] = mapped_column(ForeignKey("study.id"), index=True)
     detail: Mapped[str] = mapped_column(CleanText, default="")
+
+
+class ProcedureStep(Table):
+    """A Modality Performed Procedure Step (PS3.3 C.4.13-15), as far as completeness needs it."""
+
+    __tablename__ = "procedure_step"
+    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    sop_instance_uid: Mapped[str] = mapped_column(UID, unique=True)
+    calling_ae: Mapped[str] = mapped_column(String(16))
+    state: Mapped[str] = mapped_column(String(16))  # IN PROGRESS, COMPLETED, DISCONTINUED
+    study_instance_uid: Mapped[str] = mapped_column(UID, index=True)
+    created_at: Mapped[datetime]
+    changed_at: Mapped[datetime]
+
+
+class Announcement(Table):
+    """What another service says about a series: how many instances its source has, and which."""
+
+    __tablename__ = "announcement"
+    __table_args__ = (UniqueConstraint("series_instance_uid", "kind", "origin"),)
+    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    study_instance_uid: Mapped[str] = mapped_column(UID, index=True)
+    series_instance_uid: Mapped[str] = mapped_column(UID)
+    kind: Mapped[str] = mapped_column(String(16))  # mpps, availability, query
+    origin: Mapped[str] = mapped_column(String(64))  # SOP Instance UID of the notice, or name of the queried source
+    instances: Mapped[int]
+    sop_instance_uids: Mapped[list[str] | None] = mapped_column(JSON)  # None where the source gives the count alone
+    is_final: Mapped[bool]  # the source will add nothing: a step that ended, a count unchanged in two queries
+    announced_at: Mapped[datetime]
+
+
+class Rejection(Table):
+    """An instance that a rejection note (Key Object Selection, IHE IOCM) withdraws, here already or not."""
+
+    __tablename__ = "rejection"
+    __table_args__ = (UniqueConstraint("sop_instance_uid", "note_sop_instance_uid"),)
+    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    sop_instance_uid: Mapped[str] = mapped_column(UID)
+    note_sop_instance_uid: Mapped[str] = mapped_column(UID)
+    code: Mapped[str] = mapped_column(String(16))  # of CID 7011, DCM
+    recorded_at: Mapped[datetime]
+
+
+class Commitment(Table):
+    """A request for storage commitment, until its answer has reached the requestor (PS3.4 Annex J)."""
+
+    __tablename__ = "commitment"
+    __table_args__ = (
+        UniqueConstraint("calling_ae", "transaction_uid"),
+        Index("ix_commitment_due", "state", "due_at"),
+    )
+    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    transaction_uid: Mapped[str] = mapped_column(UID)
+    calling_ae: Mapped[str] = mapped_column(String(16))
+    references: Mapped[list[list[str]]] = mapped_column(JSON)  # [SOP Class UID, SOP Instance UID] each
+    state: Mapped[str] = mapped_column(String(16))  # OPEN, REPORTED, GIVEN UP
+    reason: Mapped[str] = mapped_column(CleanText, default="")
+    attempt: Mapped[int] = mapped_column(default=0)
+    requested_at: Mapped[datetime]
+    due_at: Mapped[datetime]

@@ -4,7 +4,7 @@ All of storage is taken: every class that the standard has or had, classes of it
 version, and private ones. One context refused makes many senders give up the whole study.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 from pydicom._uid_dict import UID_dictionary  # PS3.6 Annex A; the protocol library adds what is newer
 from pydicom.uid import UID
@@ -108,12 +108,17 @@ def in_order_of_preference(proposed: Iterable[str]) -> list[str]:
     return sorted(taken, key=lambda uid: uid not in _LOSSLESS)
 
 
-def supported(proposed: Sequence[PresentationContext]) -> list[PresentationContext]:
-    """Say what is supported of that which a sender proposes: Verification and all of storage."""
+def supported(proposed: Sequence[PresentationContext], others: Container[str] = ()) -> list[PresentationContext]:
+    """Say what is supported of that which a sender proposes.
+
+    Args:
+        proposed: the requestor's presentation contexts.
+        others: SOP classes of services beside Verification and all of storage.
+    """
     syntaxes: dict[str, list[str]] = {}
     for context in proposed:
         uid = str(context.abstract_syntax)
-        if uid == VERIFICATION or is_storage(uid):
+        if uid == VERIFICATION or is_storage(uid) or uid in others:
             syntaxes.setdefault(uid, []).extend(str(syntax) for syntax in context.transfer_syntax)
     ordered = {uid: in_order_of_preference(offered) for uid, offered in syntaxes.items()}
     return [build_context(uid, list(taken)) for uid, taken in ordered.items() if taken]

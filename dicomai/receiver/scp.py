@@ -1,15 +1,10 @@
 """Receiver: the Verification and Storage SCP on its port."""
 
-import contextlib
-import errno
 import logging
 import socket
-import socketserver
 import threading
 import time
-import traceback
-import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, cast
 
 import pydicom.config
@@ -22,26 +17,20 @@ from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.events import Event, EventHandlerType
 from pynetdicom.pdu import A_ABORT_RQ
 from pynetdicom.pdu_primitives import A_ASSOCIATE, SOPClassCommonExtendedNegotiation
-from pynetdicom.transport import ThreadedAssociationServer
 
 from dicomai import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from dicomai.association import AssociationEnd
 from dicomai.config import Settings
 from dicomai.errors import ConfigurationError, DicomaiError
-from dicomai.receiver import contexts, policy, statuses
+from dicomai.log import place
+from dicomai.receiver import connections, contexts, policy, statuses
+from dicomai.receiver.connections import MAX_WAITING, Connection, Server
 from dicomai.receiver.filemeta import file_head
 from dicomai.receiver.ports import Intake
+from dicomai.receiver.services import Service, Services
 from dicomai.receiver.sessions import Session, Sessions
 
 log = structlog.get_logger()
-
-ARTIM_SECONDS = 30.0
-"""How long a connection may stay without an A-ASSOCIATE-RQ (PS3.8 9.1.5)."""
-
-MAX_WAITING = 128
-"""How many connections may be open beside the associations; each has threads and a file descriptor of its own."""
-
-_LONGEST_PDU = 4 * 1024 * 1024  # the library reads a PDU whole, whatever was agreed on and with whom
 
 _RENEWAL_SECONDS = 10.0
 _PATROL_SECONDS = 1.0
@@ -54,7 +43,13 @@ class StopSignal(Protocol):
         """Wait until it is set, at most `timeout` seconds; tells whether it is."""
 
 
-def serve(settings: Settings, intake: Intake, stop: StopSignal, ready: Callable[[int], None] | None = None) -> None:
+def serve(
+    settings: Settings,
+    intake: Intake,
+    stop: StopSignal,
+    ready: Callable[[int], None] | None = None,
+    services: Sequence[Service] = (),
+) -> None:
     """Receive until told to stop.
 
     Args:
@@ -62,11 +57,12 @@ def serve(settings: Settings, intake: Intake, stop: StopSignal, ready: Callable[
         intake: where instances go.
         stop: ends the receiver when set.
         ready: called with the port once the receiver answers.
+        services: what is offered beside Verification and Storage.
 
     Raises:
         ConfigurationError: the port cannot be had.
     """
-    receiver = Receiver(settings, intake)
+    receiver = Receiver(settings, intake, services)
     receiver.start()
     try:
         if ready is not None:
@@ -76,102 +72,23 @@ def serve(settings: Settings, intake: Intake, stop: StopSignal, ready: Callable[
         receiver.shutdown()
 
 
-class _Connection(socket.socket):
-    """An accepted connection, with an end to how long a stranger may take and how much one PDU may be."""
-
-    def __init__(self, accepted: socket.socket) -> None:
-        super().__init__(fileno=accepted.detach())
-        self._end: float | None = time.monotonic() + ARTIM_SECONDS  # for the A-ASSOCIATE-RQ
-        self._head = b""  # of a PDU: type, a reserved byte, length in four (PS3.8 9.3.1)
-        self._rest = 0
-
-    def be_patient(self, seconds: float) -> None:
-        """Let the sender be silent for longer: it has its association."""
-        self._end = None
-        self.settimeout(seconds)
-
-    def recv(self, size: int, flags: int = 0) -> bytes:
-        """Receive; the library asks for a PDU's first six bytes, then for its rest.
-
-        Raises:
-            OSError: the time is up, or the PDU is longer than any that was agreed on.
-        """
-        if self._end is not None:
-            self.settimeout(max(0.001, self._end - time.monotonic()))
-        data = super().recv(size, flags)
-        if self._rest:
-            self._rest -= len(data)
-            return data
-        self._head += data
-        if len(self._head) == 6:
-            self._rest, self._head = int.from_bytes(self._head[2:], "big"), b""
-            if self._rest > _LONGEST_PDU:
-                raise OSError(errno.EMSGSIZE, f"A PDU of {self._rest} bytes.")
-        return data
-
-    def shutdown(self, how: int) -> None:
-        """Shut down, also what the peer has closed already: the library closes only after a shutdown that worked."""
-        with contextlib.suppress(OSError):
-            super().shutdown(how)
-
-
-class _Server(ThreadedAssociationServer):
-    """The listening socket."""
-
-    request_queue_size = 128  # as many senders may knock at once; the library's 5 makes them wait a second
-    most_connections = 2**31
-    _said_at = float("-inf")
-    _connections: weakref.WeakSet[_Connection]
-
-    def server_activate(self) -> None:
-        """Start to listen."""
-        self._connections = weakref.WeakSet()
-        super().server_activate()
-
-    def get_request(self) -> tuple[socket.socket, tuple[str, int]]:
-        """Accept a connection."""
-        accepted, address = super().get_request()
-        connection = _Connection(accepted)
-        # Answers are small and waited for: Nagle's algorithm would hold each back for 40 ms.
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._connections.add(connection)
-        return connection, address
-
-    def verify_request(self, request: object, client_address: tuple[str, int]) -> bool:  # noqa: ARG002  the library's
-        """Tell whether there is room for this connection; the library closes it if not."""
-        if sum(connection.fileno() != -1 for connection in self._connections) <= self.most_connections:
-            return True
-        if time.monotonic() - self._said_at > 60.0:  # it is no use to fill the log as well
-            self._said_at = time.monotonic()
-            log.warning(
-                "a connection is closed: too many are open",
-                remedy="look for what connects to this port and requests no association",
-                address=client_address[0],
-                connections=self.most_connections,
-            )
-        return False
-
-    def shutdown(self) -> None:
-        """Stop listening; associations go on."""
-        socketserver.TCPServer.shutdown(self)
-        self.server_close()
-
-
 class Receiver:
     """A Verification SCP and Storage SCP that hands every instance to the intake."""
 
-    def __init__(self, settings: Settings, intake: Intake) -> None:
+    def __init__(self, settings: Settings, intake: Intake, services: Sequence[Service] = ()) -> None:
         """Make a receiver; nothing listens before `start`.
 
         Args:
             settings: `[node]` and `[receiver]` are used.
             intake: where instances go.
+            services: what is offered beside Verification and Storage.
         """
+        self._services = Services(services)
         self._settings = settings
         self._intake = intake
         self._policy = policy.Policy(settings.node.ae_title, settings.receiver, intake.has_room)
         self._sessions = Sessions(intake)
-        self._server: _Server | None = None
+        self._server: Server | None = None
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
 
@@ -195,21 +112,21 @@ class Receiver:
         ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
         ae.maximum_pdu_size = limits.max_pdu
         ae.maximum_associations = 2**31  # ours is the limit that counts, with refused ones left out
-        ae.acse_timeout = ARTIM_SECONDS
+        ae.acse_timeout = connections.ARTIM_SECONDS
         ae.network_timeout = limits.idle_timeout
         try:
             server = ae.make_server(
                 (node.host, node.port),
                 contexts=[build_context(contexts.VERIFICATION)],
                 evt_handlers=self._handlers(),
-                server_class=_Server,
+                server_class=Server,
             )
         except OSError as error:
             raise ConfigurationError(
                 f"Cannot listen on {node.host} port {node.port} ({error.strerror or error}): end what uses it, or"
                 " set node.host and node.port."
             ) from error
-        self._server = cast("_Server", server)
+        self._server = cast("Server", server)
         self._server.most_connections = limits.max_associations + MAX_WAITING
         listen = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="listen", daemon=True)
         patrol = threading.Thread(target=self._patrol, name="leases", daemon=True)
@@ -245,6 +162,7 @@ class Receiver:
         renewed = time.monotonic()
         while not self._stopping.wait(_PATROL_SECONDS):
             self._sessions.close_dead()
+            self._services.patrol()
             if time.monotonic() - renewed >= _RENEWAL_SECONDS:
                 renewed = time.monotonic()
                 self._sessions.renew()
@@ -258,6 +176,7 @@ class Receiver:
             (evt.EVT_CONN_CLOSE, self._on_connection_closed),
             (evt.EVT_RELEASED, self._on_released),
             (evt.EVT_ABORTED, self._on_aborted),
+            *self._services.handlers(),
         ]
 
     def _on_requested(self, event: Event) -> None:
@@ -270,7 +189,7 @@ class Receiver:
             refusal = self._admit(assoc, session, called_ae, request)
         except Exception as error:  # noqa: BLE001  whatever it was, nobody comes in unjudged
             self._sessions.drop(assoc)
-            remedy = str(error) if isinstance(error, DicomaiError) else f"{type(error).__name__} at {_place(error)}"
+            remedy = str(error) if isinstance(error, DicomaiError) else f"{type(error).__name__} at {place(error)}"
             refusal = policy.Refusal(policy.CONGESTION, remedy)
         if refusal is None:
             return
@@ -298,7 +217,7 @@ class Receiver:
             return self._policy.refusal(**known, open_associations=limit)
         _be_patient(assoc, self._settings.receiver.idle_timeout)
         proposed = request.presentation_context_definition_list
-        assoc.acceptor.supported_contexts = contexts.supported(proposed)
+        assoc.acceptor.supported_contexts = contexts.supported(proposed, self._services)
         if contexts.as_storage(proposed):
             session.row = self._intake.open_association(session.calling_ae, session.address)
             log.info(
@@ -344,6 +263,7 @@ class Receiver:
                 session.was_aborted = True
 
     def _on_connection_closed(self, event: Event) -> None:
+        self._services.ended(event.assoc)
         session = self._sessions.find(event.assoc)
         if session is not None:
             session.was_closed = True
@@ -369,7 +289,7 @@ def _on_common_negotiation(event: Event) -> dict[UID, SOPClassCommonExtendedNego
 def _be_patient(assoc: Association, seconds: float) -> None:
     """Time a sender by the idle time-out now; one that stops inside a PDU would block its thread for ever."""
     wrapper = assoc.dul.socket
-    if wrapper is not None and isinstance(wrapper.socket, _Connection):
+    if wrapper is not None and isinstance(wrapper.socket, Connection):
         wrapper.socket.be_patient(seconds)
 
 
@@ -391,7 +311,7 @@ def _fail(
     if isinstance(error, DicomaiError):
         facts["error"] = str(error)
     elif error is not None:
-        facts = {"error": type(error).__name__, "place": _place(error)}
+        facts = {"error": type(error).__name__, "place": place(error)}
     log.warning(
         f"instance refused with {status.code:04X}: {status.meaning}",
         remedy=status.remedy,
@@ -401,11 +321,6 @@ def _fail(
         **facts,
     )
     return status
-
-
-def _place(error: Exception) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
-    return f"{frames[-1].name}:{frames[-1].lineno}" if frames else "unknown"
 
 
 def _quieten() -> None:

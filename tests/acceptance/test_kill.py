@@ -61,7 +61,7 @@ def receiving(one: Node, inward: Wire, kind: str, files: tuple[Path, ...]) -> No
     data_sets = inward.data_sets()
     for uid in acknowledged:
         assert one.stored(uid) == [data_sets[uid]], uid
-    leftovers = list((one.storage / "incoming").iterdir())
+    leftovers = list((one.storage / "incoming" / "receiver").iterdir())
     assert leftovers == [], "what was not acknowledged has been cleared up"
     (waiting,) = one.entries()
     assert waiting.state == "RECEIVING", "half a series is not taken for a whole one"

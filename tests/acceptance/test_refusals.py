@@ -145,7 +145,7 @@ def test_garbage_is_refused_on_the_wire(running: Node) -> None:
             assert answer.Status == 0xC000
             assert answer.ErrorComment == "Data set cannot be read, or lacks a UID"
     assert running.worklist() == before
-    assert list((running.storage / "incoming").iterdir()) == []
+    assert list((running.storage / "incoming" / "receiver").iterdir()) == []
 
 
 @pytest.mark.usefixtures("listed")

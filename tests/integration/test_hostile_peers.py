@@ -72,7 +72,7 @@ class TestConnections:
         assert sum("too many" in line["event"] for line in logs) == 1
 
     def test_a_stranger_may_neither_wait_nor_drip(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("dicomai.receiver.scp.ARTIM_SECONDS", 0.6)
+        monkeypatch.setattr("dicomai.receiver.connections.ARTIM_SECONDS", 0.6)
         with node() as n:
             with socket.create_connection((HOST, n.port)) as silent:
                 assert closes(silent, 3)

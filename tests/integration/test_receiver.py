@@ -393,5 +393,5 @@ def test_what_the_intake_says_goes_over_the_wire(tmp_path: Path) -> None:
         assert store(assoc, CTImageStorage, "1.2.3", b"no data set at all").Status == 0xC000
     kept = list((tmp_path / "instances").rglob("*.dcm"))
     assert [data_set_of(path)[3] for path in kept] == [bytes_of[0]]
-    assert list((tmp_path / "incoming").iterdir()) == []
+    assert list((tmp_path / "incoming" / "receiver").iterdir()) == []
     database.close()

@@ -26,6 +26,7 @@ SECTIONS: dict[str, tuple[type[BaseModel], ...]] = {
     "console": (config.ConsoleSettings,),
     "destination": (config.DicomDestination, config.FolderDestination),
     "route": (config.RouteSettings,),
+    "source": (config.SourceSettings,),
 }
 
 

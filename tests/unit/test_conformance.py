@@ -9,7 +9,7 @@ from pydicom.uid import UID
 from dicomai import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, errors
 from dicomai.config import DeliverySettings, NodeSettings, ReceiverSettings
 from dicomai.destinations.dimse import Answer
-from dicomai.receiver import conformance, contexts, scp, statuses
+from dicomai.receiver import conformance, connections, contexts, statuses
 from dicomai.receiver.conformance import conformance_tables
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "conformance.md"
@@ -49,7 +49,7 @@ def test_the_defaults_in_the_text_are_the_defaults(text: str) -> None:
         ("node.ae_title", f"`{NodeSettings().ae_title}`"),
     ):
         assert re.search(rf"`{re.escape(key)}` \(default\s+{re.escape(str(value))}\)", text), key
-    assert f"closed after {scp.ARTIM_SECONDS:g} s" in text
+    assert f"closed after {connections.ARTIM_SECONDS:g} s" in text
 
 
 def test_the_statuses_of_the_scu_are_taken_as_the_text_says(text: str) -> None:

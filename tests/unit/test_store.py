@@ -20,7 +20,7 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def incoming(tmp_path: Path) -> Path:
-    return tmp_path / "storage/incoming"
+    return tmp_path / "storage/incoming/receiver"
 
 
 def test_what_is_received_is_what_is_opened(store: Store, incoming: Path) -> None:
