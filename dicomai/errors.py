@@ -6,7 +6,8 @@
     ├── ConfigurationError      the call or the configuration is wrong (exit status 2)
     ├── InputError              the images cannot be used as they are; no retry helps
     │   ├── GeometryError       missing, duplicate or uneven slices, tilt, mixed sizes
-    │   ├── NotAcceptedError    not what the bundle was made for
+    │   ├── NotAcceptedError    not what the bundle was made for, or not what was announced
+    │   ├── TooLargeError       more bytes than are taken
     │   ├── UnreadableError     pixels or attributes that cannot be decoded
     │   └── IdentityError       doubt about whose images these are: a person decides
     ├── BundleError             a model's folder or weights are wrong
@@ -15,9 +16,9 @@
     │   └── StorageFullError    no room
     ├── WorklistError           a step that the state of a workitem does not allow
     │   └── StaleAttemptError   another worker has taken the item over
-    └── DeliveryError           the destination did not take an object
+    └── DeliveryError           a destination did not take an object, or a source did not give one
         ├── UnreachableError    no connection, or it broke: try again
-        └── RejectedError       the destination said no for good
+        └── RejectedError       the peer said no for good
 
 An error says whether a retry can help (`retryable`); its text is one sentence that names the thing, the value
 and what to do, without a patient's name or birth date in it.
@@ -45,7 +46,11 @@ class GeometryError(InputError):
 
 
 class NotAcceptedError(InputError):
-    """The images are not what the bundle was made for."""
+    """The images are not what the bundle was made for, or not what their sender announced."""
+
+
+class TooLargeError(InputError):
+    """An instance has more bytes than are taken."""
 
 
 class UnreadableError(InputError):
@@ -85,7 +90,7 @@ class StaleAttemptError(WorklistError):
 
 
 class DeliveryError(DicomaiError):
-    """The destination did not take an object."""
+    """A destination did not take an object, or a source did not give one."""
 
 
 class UnreachableError(DeliveryError):
@@ -95,4 +100,4 @@ class UnreachableError(DeliveryError):
 
 
 class RejectedError(DeliveryError):
-    """The destination answered that it will not have the object."""
+    """The peer answered that it will not have the object, or not give it."""

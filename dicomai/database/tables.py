@@ -18,6 +18,8 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from sqlalchemy.types import TypeDecorator
 
+from dicomai.rejection import KEY_OBJECT_SELECTION
+
 UID = String(64)
 # SQLite numbers rows by itself only in a column of type INTEGER.
 Key = BigInteger().with_variant(Integer, "sqlite")
@@ -75,6 +77,7 @@ class Association(Table):
 
     __tablename__ = "association"
     id: Mapped[int] = mapped_column(Key, primary_key=True)
+    way_in: Mapped[str] = mapped_column(String(16), default="")  # the process that has it, see `store.Store`
     calling_ae: Mapped[str] = mapped_column(String(16))
     address: Mapped[str] = mapped_column(String(64))
     opened_at: Mapped[datetime]
@@ -127,10 +130,17 @@ class AssociationSeries(Table):
     series_id: Mapped[int] = mapped_column(ForeignKey("series.id"), primary_key=True, index=True)
 
 
+UNEXAMINED = f"sop_class_uid = '{KEY_OBJECT_SELECTION}' AND examined_at IS NULL"
+"""Which instances wait to be read for what they reject; a condition on `instance` that its index serves."""
+
+
 class Instance(Table):
     """A SOP instance, and which of its versions counts."""
 
     __tablename__ = "instance"
+    __table_args__ = (
+        Index("ix_instance_unexamined", "id", sqlite_where=text(UNEXAMINED), postgresql_where=text(UNEXAMINED)),
+    )
     id: Mapped[int] = mapped_column(Key, primary_key=True)
     series_id: Mapped[int] = mapped_column(ForeignKey("series.id"), index=True)
     sop_instance_uid: Mapped[str] = mapped_column(UID, unique=True)
@@ -138,6 +148,7 @@ class Instance(Table):
     is_image: Mapped[bool]
     fingerprint: Mapped[str | None] = mapped_column(String(64))
     conflict: Mapped[str] = mapped_column(Text, default="")  # in a sentence; empty where there is none
+    examined_at: Mapped[datetime | None]  # of a Key Object Selection: when it was read for what it rejects
     series: Mapped[Series] = relationship(back_populates="instances")
     versions: Mapped[list["Version"]] = relationship(back_populates="instance", order_by="Version.received_at")
 
@@ -281,6 +292,7 @@ class ProcedureStep(Table):
     sop_instance_uid: Mapped[str] = mapped_column(UID, unique=True)
     calling_ae: Mapped[str] = mapped_column(String(16))
     state: Mapped[str] = mapped_column(String(16))  # IN PROGRESS, COMPLETED, DISCONTINUED
+    doubt: Mapped[str] = mapped_column(CleanText, default="")  # why it is in doubt whose images it made
     study_instance_uid: Mapped[str] = mapped_column(UID, index=True)
     created_at: Mapped[datetime]
     changed_at: Mapped[datetime]
@@ -319,13 +331,14 @@ class Commitment(Table):
 
     __tablename__ = "commitment"
     __table_args__ = (
-        UniqueConstraint("calling_ae", "transaction_uid"),
+        Index("ix_commitment_transaction", "calling_ae", "transaction_uid"),
         Index("ix_commitment_due", "state", "due_at"),
     )
     id: Mapped[int] = mapped_column(Key, primary_key=True)
     transaction_uid: Mapped[str] = mapped_column(UID)
     calling_ae: Mapped[str] = mapped_column(String(16))
     references: Mapped[list[list[str]]] = mapped_column(JSON)  # [SOP Class UID, SOP Instance UID] each
+    duplicate: Mapped[bool]  # the transaction UID was in use for other instances
     state: Mapped[str] = mapped_column(String(16))  # OPEN, REPORTED, GIVEN UP
     reason: Mapped[str] = mapped_column(CleanText, default="")
     attempt: Mapped[int] = mapped_column(default=0)

@@ -21,12 +21,14 @@ EXAMPLES = sorted((ROOT / "config").glob("*.toml"))
 SECTIONS: dict[str, tuple[type[BaseModel], ...]] = {
     "node": (config.NodeSettings,),
     "receiver": (config.ReceiverSettings,),
+    "tls": (config.TlsSettings,),
     "worker": (config.WorkerSettings,),
     "delivery": (config.DeliverySettings,),
     "console": (config.ConsoleSettings,),
     "destination": (config.DicomDestination, config.FolderDestination),
     "route": (config.RouteSettings,),
     "source": (config.SourceSettings,),
+    "user": (config.UserSettings,),
 }
 
 
@@ -53,7 +55,7 @@ def test_every_example_is_valid(path: Path) -> None:
 
 def test_the_full_example_shows_every_key() -> None:
     text = (ROOT / "config" / "hospital.toml").read_text(encoding="utf-8")
-    shown = tomllib.loads(re.sub(r"^# (\w+ = )", r"\1", text, flags=re.MULTILINE))
+    shown = tomllib.loads(re.sub(r"^# (\w+ = |\[\[)", r"\1", text, flags=re.MULTILINE))
     missing = [
         f"{section}.{key}"
         for section, models in SECTIONS.items()
@@ -83,7 +85,8 @@ def test_the_document_states_the_defaults_that_hold() -> None:
         for model in models:
             for key, field in model.model_fields.items():
                 if isinstance(field.default, int | float) and not field.is_required():
-                    assert re.search(rf"^\| `{key}` \|[^|]*\| `{field.default}` \|", DOCUMENT, re.MULTILINE), (
+                    default = str(field.default).lower()  # as TOML writes true and false
+                    assert re.search(rf"^\| `{key}` \|[^|]*\| `{default}` \|", DOCUMENT, re.MULTILINE), (
                         f"{section}.{key}: the document does not say {field.default}"
                     )
 
@@ -94,6 +97,18 @@ def test_without_a_file_the_defaults_hold(monkeypatch: pytest.MonkeyPatch) -> No
     assert (settings.node.ae_title, settings.node.port) == ("DICOMAI", 11112)
     assert settings.receiver.quiet_period == 60.0
     assert settings.routes == ()
+
+
+def test_the_token_of_the_console_is_shown_nowhere(tmp_path: Path) -> None:
+    settings = load(tmp_path, "[console]\nhost = '::'\ndicomweb = true\ntoken = '0123456789abcdef'\n")
+    assert settings.console.token.get_secret_value() == "0123456789abcdef"
+    assert "0123456789abcdef" not in repr(settings) + str(settings.model_dump(mode="json"))
+    assert pickle.loads(pickle.dumps(settings)).console == settings.console  # noqa: S301  our own bytes
+    with pytest.raises(ConfigurationError) as said:
+        load(tmp_path, "[console]\ntoken = 'secret word'\n")
+    assert "secret word" not in str(said.value)
+    for host in ("127.0.0.1", "::1", "localhost"):
+        assert load(tmp_path, f"[console]\nhost = '{host}'\ndicomweb = true\n").console.is_local
 
 
 def test_the_nearest_file_is_found(tmp_path: Path) -> None:
@@ -129,6 +144,7 @@ def test_a_mistake_in_the_environment_is_named(
 
 
 FOLDER = '[[destination]]\nname = "out"\ntype = "folder"\npath = "/srv/out"\n'
+DICOM = '[[destination]]\nname = "pacs"\ntype = "dicom"\nae_title = "PACS"\nhost = "pacs"\nport = 104\n'
 ROUTE = '[[route]]\nname = "brain"\nmodel = "brain_extraction"\n'
 
 
@@ -137,6 +153,9 @@ ROUTE = '[[route]]\nname = "brain"\nmodel = "brain_extraction"\n'
     [
         ("x =", "is no TOML"),
         ("[node]\nae_titel = 'X'", "node.ae_titel: there is no such key"),
+        ("[console]\ntoken = 'short'", "console.token: a token has 16 printable characters or more"),
+        ("[console]\nhost = '0.0.0.0'\ndicomweb = true", "console: console.dicomweb on '0.0.0.0' .* set console.token"),
+        ("[console]\nhost = 'node7'\ndicomweb = true", "console: console.dicomweb on 'node7' .* set console.token"),
         ("[nodes]\nport = 1", "nodes: there is no such key"),
         ("[node]\nae_title = 'SEVENTEEN LETTERS'", "'SEVENTEEN LETTERS' is no AE title"),
         ("[node]\nae_title = '  '", "is no AE title"),
@@ -150,7 +169,14 @@ ROUTE = '[[route]]\nname = "brain"\nmodel = "brain_extraction"\n'
         ("[receiver]\nallow = ['@10.0.0.0/8']", "no AE title"),
         ("[receiver]\nallow = ['CT01', 'CT01']", "'CT01' stands there twice"),
         ("[receiver]\nquiet_period = 0", "receiver.quiet_period"),
+        ("[receiver]\ncommitment = true", "receiver.commitment promises .* set console.dicomweb"),
         ("[receiver]\nlost_period = inf", "receiver.lost_period: .*finite"),
+        ("[receiver]\ntls = true", "receiver.tls needs tls.certificate and tls.key"),
+        ("[receiver]\ntls = true\n[tls]\ncertificate = 'c'\nkey = 'k'", "tls.authorities unless"),
+        ("[tls]\ncertificate = 'c'", "tls: tls.certificate and tls.key go together"),
+        (DICOM + "tls = true", "destination 'pacs' with tls needs tls.authorities"),
+        ("[[user]]\nname = 'ct01'\npasscode = '4711'", "user.0.passcode: .*dicomai config passcode"),
+        ("[[user]]\nname = 'a'\n[[user]]\nname = 'a'", "two entries of \\[\\[user\\]\\] are named 'a'"),
         ("[[destination]]\nname = 'a'\npath = '/x'", "a destination needs its type: 'dicom' or 'folder'"),
         ("[[destination]]\nname = 'a'\ntype = 'ftp'", "'ftp'.*'dicom', 'folder'"),
         (FOLDER.replace('"out"', '" "'), "destination.0.folder.name"),

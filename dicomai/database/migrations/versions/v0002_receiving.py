@@ -11,12 +11,14 @@ down_revision = "0001"
 
 def upgrade() -> None:
     """Make the tables."""
+    op.add_column("association", sa.Column("way_in", sa.String(16), nullable=False, server_default="receiver"))
     op.create_table(
         "procedure_step",
         sa.Column("id", Key, primary_key=True),
         sa.Column("sop_instance_uid", sa.String(64), nullable=False, unique=True),
         sa.Column("calling_ae", sa.String(16), nullable=False),
         sa.Column("state", sa.String(16), nullable=False),
+        sa.Column("doubt", CleanText(), nullable=False),
         sa.Column("study_instance_uid", sa.String(64), nullable=False, index=True),
         sa.Column("created_at", UTCDateTime(), nullable=False),
         sa.Column("changed_at", UTCDateTime(), nullable=False),
@@ -49,11 +51,15 @@ def upgrade() -> None:
         sa.Column("transaction_uid", sa.String(64), nullable=False),
         sa.Column("calling_ae", sa.String(16), nullable=False),
         sa.Column("references", sa.JSON(), nullable=False),
+        sa.Column("duplicate", sa.Boolean(), nullable=False),
         sa.Column("state", sa.String(16), nullable=False),
         sa.Column("reason", CleanText(), nullable=False),
         sa.Column("attempt", sa.Integer(), nullable=False),
         sa.Column("requested_at", UTCDateTime(), nullable=False),
         sa.Column("due_at", UTCDateTime(), nullable=False),
-        sa.UniqueConstraint("calling_ae", "transaction_uid"),
+        sa.Index("ix_commitment_transaction", "calling_ae", "transaction_uid"),
         sa.Index("ix_commitment_due", "state", "due_at"),
     )
+    op.add_column("instance", sa.Column("examined_at", UTCDateTime(), nullable=True))
+    unexamined = sa.text("sop_class_uid = '1.2.840.10008.5.1.4.1.1.88.59' AND examined_at IS NULL")
+    op.create_index("ix_instance_unexamined", "instance", ["id"], sqlite_where=unexamined, postgresql_where=unexamined)
