@@ -15,14 +15,15 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from io import BufferedReader
+from dataclasses import dataclass, field
+from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import BinaryIO
 
 from dicomai.errors import StorageFullError, StoreError, UnreadableError
 
 _FOLDERS_REMEMBERED = 10_000
+_BEGINNING = 128 * 1024
 
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 
@@ -64,15 +65,23 @@ class Incoming:
         name: its name in `incoming/`.
         digest: SHA-256 of the data set's bytes, without preamble and file meta information.
         size: bytes in all.
+        offset: where in the file the data set begins.
+        beginning: the data set's first bytes, from which a header can mostly be read without the disk.
     """
 
     name: str
     digest: str
     size: int
+    offset: int
+    beginning: bytes = field(repr=False)
 
 
 class Store:
-    """The node's storage folder."""
+    """The node's storage folder.
+
+    Attributes:
+        way_in: which process brings instances through this object, if any.
+    """
 
     def __init__(self, root: Path, way_in: str = "receiver") -> None:
         """Open the storage; its folders are made where they are missing.
@@ -82,6 +91,7 @@ class Store:
             way_in: which process brings instances through this object, if any; no two may have the same name.
         """
         self._root = root
+        self.way_in = way_in
         self._incoming = root / "incoming" / way_in
         self._durable: set[Path] = set()
         with _translated("open the storage"):
@@ -94,11 +104,12 @@ class Store:
         """Say how many bytes are free on the storage's disk."""
         return shutil.disk_usage(self._root).free
 
-    def receive(self, parts: Iterable[bytes | memoryview]) -> Incoming:
+    def receive(self, head: bytes, fragments: Iterable[bytes | memoryview]) -> Incoming:
         """Write an instance under a temporary name and sync it.
 
         Args:
-            parts: first the preamble with the file meta information, then the data set in one part or more.
+            head: the preamble with the file meta information.
+            fragments: the data set.
 
         Raises:
             StorageFullError: there is no room.
@@ -108,23 +119,27 @@ class Store:
         path = self._incoming / name
         digest = hashlib.sha256()
         size = 0
+        beginning = bytearray()
         try:
-            with _translated("store an instance"), path.open("xb") as stream:
-                for number, part in enumerate(parts):
-                    stream.write(part)
-                    size += len(part)
-                    if number:
-                        digest.update(part)
-                stream.flush()
+            with _translated("store an instance"), path.open("xb", buffering=0) as stream:
+                _write(stream, head)
+                for fragment in fragments:
+                    _write(stream, fragment)
+                    digest.update(fragment)
+                    size += len(fragment)
+                    if len(beginning) < _BEGINNING:
+                        beginning += fragment[:_BEGINNING]
                 os.fsync(stream.fileno())
         except BaseException:
             path.unlink(missing_ok=True)
             raise
-        return Incoming(name, digest.hexdigest(), size)
+        return Incoming(name, digest.hexdigest(), len(head) + size, len(head), bytes(beginning))
 
     def open_incoming(self, incoming: Incoming) -> BinaryIO:
-        """Open a file that is not published yet."""
-        return (self._incoming / incoming.name).open("rb")
+        """Open a file that is not published yet, at its data set."""
+        stream = (self._incoming / incoming.name).open("rb")
+        stream.seek(incoming.offset)
+        return stream
 
     def publish(self, incoming: Incoming, key: str) -> bool:
         """Give a received file its lasting name, durably; the temporary one stays until `settle`.
@@ -135,9 +150,10 @@ class Store:
             Whether the lasting name is new: if so, the temporary one stands for it until its row is committed.
         """
         target = self._root / key
+        folder = target.parent
         with _translated("store an instance"):
             try:
-                self._make_folder(target.parent)
+                self._make_folder(folder)
                 os.link(self._incoming / incoming.name, target)
                 new = True
             except FileExistsError:
@@ -145,7 +161,7 @@ class Store:
             except OSError:  # no lasting name: each further try would leave one more file on a disk that may be full
                 (self._incoming / incoming.name).unlink(missing_ok=True)
                 raise
-            _sync_folder(target.parent)
+            _sync_folder(folder)
         return new
 
     def settle(self, incoming: Incoming) -> None:
@@ -230,6 +246,12 @@ class Store:
                         (self._root / key).unlink()
                 path.unlink()
         return kept, gone
+
+
+def _write(stream: FileIO, data: bytes | memoryview) -> None:
+    """Write all of it: an unbuffered write may end early."""
+    while (written := stream.write(data) or 0) < len(data):
+        data = data[written:]
 
 
 def _sync_folder(folder: Path) -> None:

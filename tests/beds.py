@@ -9,10 +9,12 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import pydicom
 import pydicom.config
 import sqlalchemy as sa
 from pydicom.dataset import FileDataset
@@ -28,6 +30,7 @@ from dicomai.database.tables import Workitem as Row
 from dicomai.database.worklist import Worklist
 from dicomai.delivery import Delivery
 from dicomai.destinations import Destination
+from dicomai.filemeta import FileMeta
 from dicomai.findings import Findings, Layer, Measurement, Outcome
 from dicomai.intake import Intake
 from dicomai.planner import Planner
@@ -144,6 +147,13 @@ def parts_of(data: bytes) -> tuple[bytes, bytes]:
     return data[:end], data[end:]
 
 
+def announced(file: tuple[bytes, bytes]) -> tuple[FileMeta, tuple[bytes]]:
+    """Turn a file that was taken apart into what the way in is given."""
+    meta = pydicom.dcmread(BytesIO(file[0])).file_meta
+    uids = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID, meta.TransferSyntaxUID
+    return FileMeta(*map(str, uids), source_ae="SENDER"), (file[1],)
+
+
 @contextlib.contextmanager
 def as_received() -> Iterator[None]:
     """Read as the receiver does: what is no valid value is nobody's business yet."""
@@ -192,7 +202,7 @@ class Bed:
     def take(self, datasets: Iterable[FileDataset], association: int | None = None) -> list[Recorded]:
         """Take data sets in."""
         with as_received():
-            return [self.intake.accept(parts(ds), association) for ds in datasets]
+            return [self.intake.accept(*announced(parts(ds)), association) for ds in datasets]
 
     def planner(self, *routes: Route, bundles: Mapping[str, Bundle] | None = None) -> Planner:
         """Make a planner; every CT and MR is routed unless told otherwise."""

@@ -8,6 +8,7 @@ own receiver on a free port with an intake in memory.
 import contextlib
 import io
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -25,8 +26,9 @@ from pynetdicom.dsutils import split_dataset
 from pynetdicom.events import Event
 from pynetdicom.presentation import PresentationContext
 
-from dicomai.config import DicomDestination, Settings
+from dicomai.config import DicomDestination, Settings, TlsSettings, UserSettings
 from dicomai.destinations.dimse import _Caller  # closes its sockets, as the library's own does not always
+from dicomai.filemeta import FileMeta
 from dicomai.receiver import Intake, Receiver
 from dicomai.receiver.connections import Server  # the same on the other side
 
@@ -171,13 +173,17 @@ def associate(
     *,
     calling_ae: str = "CT01",
     called_ae: str = "DICOMAI",
+    tls: tuple[ssl.SSLContext, str] | None = None,
+    negotiation: Sequence[Any] = (),
 ) -> Iterator[Association]:
     """Hold an association, as a sender does; yields it established or not, releases it at the end."""
     _config.LOG_HANDLER_LEVEL = "none"
     ae = _Caller(ae_title=calling_ae)
     ae.acse_timeout = ae.dimse_timeout = ae.connection_timeout = 10
     proposed: list[PresentationContext] = [build_context(uid, list(syntaxes)) for uid, syntaxes in contexts]
-    assoc = ae.associate(HOST, port, contexts=proposed, ae_title=called_ae, max_pdu=131072)
+    assoc = ae.associate(
+        HOST, port, contexts=proposed, ae_title=called_ae, max_pdu=131072, tls_args=tls, ext_neg=list(negotiation)
+    )
     try:
         yield assoc
     finally:
@@ -271,12 +277,12 @@ class MemoryIntake:
         with self.lock:
             self.renewed.append(set(associations))
 
-    def accept(self, parts: Iterable[bytes | memoryview], association: int) -> None:
+    def accept(self, meta: FileMeta, fragments: Iterable[bytes | memoryview], association: int) -> None:
         """Keep the file, or fail as set."""
         self.before_accept()
         if self.failure is not None:
             raise self.failure
-        data = b"".join(parts)
+        data = b"".join((meta.encode(), *map(bytes, fragments)))  # each is good until the next is asked for
         with self.lock:
             self.files.append((association, data))
 
@@ -303,12 +309,20 @@ class Node:
 
 @contextlib.contextmanager
 def node(
-    intake: Intake | None = None, *, ae_title: str = "DICOMAI", grace: float = 5.0, **receiver: Any
+    intake: Intake | None = None,
+    *,
+    ae_title: str = "DICOMAI",
+    grace: float = 5.0,
+    tls: TlsSettings | None = None,
+    users: Sequence[UserSettings] = (),
+    **receiver: Any,
 ) -> Iterator[Node]:
-    """Run our receiver on a free port; keyword arguments are keys of `[receiver]`."""
+    """Run our receiver on a free port, by TLS where that is given; further arguments are keys of `[receiver]`."""
     settings = Settings(
         node={"ae_title": ae_title, "host": HOST, "port": free_port()},
-        receiver=receiver,
+        receiver={"tls": tls is not None, **receiver},
+        tls=tls or TlsSettings(),
+        user=users,
     )
     taken = intake or MemoryIntake()
     running = Receiver(settings, taken)

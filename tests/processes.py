@@ -7,11 +7,13 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pydicom
 from sqlalchemy.orm import Session
 
 from dicomai.database import Database
 from dicomai.database.index import Index
 from dicomai.database.worklist import Worklist
+from dicomai.filemeta import FileMeta
 from dicomai.intake import Intake
 from dicomai.store import Store
 from dicomai.workitem import Kind
@@ -69,7 +71,10 @@ def die(storage: str, url: str, step: str, file: str) -> None:
     setattr(owner, name, killing)
     content = Path(file).read_bytes()
     end = 144 + int.from_bytes(content[140:144], "little")
-    Intake(Store(Path(storage)), Database(url), 60.0, 0).accept((content[:end], content[end:]), None)
+    meta = pydicom.dcmread(file, stop_before_pixels=True).file_meta
+    uids = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID, meta.TransferSyntaxUID
+    announced = FileMeta(*map(str, uids), source_ae="SENDER")
+    Intake(Store(Path(storage)), Database(url), 60.0, 0).accept(announced, (content[end:],), None)
 
 
 if __name__ == "__main__":

@@ -19,15 +19,17 @@ _OPEN_OR_GIVEN_UP = sa.or_(Association.ended_at.is_(None), Association.end == As
 class Associations:
     """The open and the ended associations."""
 
-    def __init__(self, database: Database) -> None:
-        """Work on a database."""
+    def __init__(self, database: Database, way_in: str = "") -> None:
+        """Work on a database; `way_in` names the process whose associations are opened here."""
         self._db = database
+        self._way_in = way_in
 
     def open(self, calling_ae: str, address: str) -> int:
         """Write down an accepted association; gives its number."""
         with self._db.write() as session:
             now = self._db.now(session)
             row = Association(
+                way_in=self._way_in,
                 calling_ae=calling_ae[:16],
                 address=address[:64],
                 opened_at=now,
@@ -44,9 +46,10 @@ class Associations:
             return
         with self._db.write() as session:
             expires = self._db.now(session) + LEASE
+            rows = _in_order(sa.and_(Association.id.in_(associations), _OPEN_OR_GIVEN_UP))
             session.execute(
                 sa.update(Association)
-                .where(Association.id.in_(associations), _OPEN_OR_GIVEN_UP)
+                .where(Association.id.in_(rows))
                 .values(lease_expires=expires, ended_at=None, end=None)
             )
 
@@ -65,16 +68,21 @@ class Associations:
             return _lose(session, Association.lease_expires < self._db.now(session))
 
     def lose_all(self) -> int:
-        """End every open one: for a receiver that starts and has none of its own yet."""
+        """End every open one of this way in: for a process that starts and has none of its own yet."""
         with self._db.write() as session:
-            return _lose(session, sa.true())
+            return _lose(session, Association.way_in == self._way_in)
 
 
 def _lose(session: sa.orm.Session, condition: sa.ColumnElement[bool]) -> int:
     rows = session.execute(
         sa.update(Association)
-        .where(Association.ended_at.is_(None), condition)
+        .where(Association.id.in_(_in_order(sa.and_(Association.ended_at.is_(None), condition))))
         .values(ended_at=Association.last_activity, end=AssociationEnd.LOST.value)
         .returning(Association.id)
     )
     return len(rows.all())
+
+
+def _in_order(condition: sa.ColumnElement[bool]) -> sa.Select[tuple[int]]:
+    """Lock rows one by one as the recorder does: two that each hold what the other waits for would both fail."""
+    return sa.select(Association.id).where(condition).order_by(Association.id).with_for_update()

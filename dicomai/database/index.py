@@ -30,6 +30,7 @@ class SeriesState(StrEnum):
     """How far the planning of a series is."""
 
     RECEIVING = "RECEIVING"  # images came since it was last planned; waits until it is complete
+    WAITING = "WAITING"  # its own work is planned; that of its study waits for series that are announced
     COMPLETE = "COMPLETE"  # planned: there is work, or a reason why there is none
 
 
@@ -60,6 +61,25 @@ class Arrival:
     size: int
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What was recorded of an arrival.
+
+    Attributes:
+        recorded: what it meant.
+        trace: of its study, see `log.trace_id`.
+        series_id: of the series that holds the instance.
+        rival: for UNDECIDED the key of the version to compare with.
+        is_image: it counts as an image to analyse: it is one, and not a result of this node's.
+    """
+
+    recorded: Recorded
+    trace: str
+    series_id: int
+    rival: str = ""
+    is_image: bool = False
+
+
 class Index:
     """Records arrivals."""
 
@@ -69,7 +89,7 @@ class Index:
 
     def record(
         self, arrival: Arrival, association: int | None, quiet_period: float, *, same_pixels: bool | None = None
-    ) -> tuple[Recorded, str, str]:
+    ) -> Outcome:
         """Record an arrival in one transaction.
 
         Args:
@@ -77,9 +97,6 @@ class Index:
             association: the association that brought it.
             quiet_period: seconds after which its series may be looked at.
             same_pixels: the answer to an earlier UNDECIDED: whether pixels and geometry equal the known ones.
-
-        Returns:
-            What it meant; the study's trace; for UNDECIDED the key of the version to compare with.
 
         Raises:
             StoreError: the database failed; nothing was recorded.
@@ -98,7 +115,7 @@ class Index:
         with self._db.read() as session:
             return session.execute(sa.select(Version.id).where(Version.key == key)).first() is not None
 
-    def _record(self, entry: "_Entry", same: bool | None) -> tuple[Recorded, str, str]:
+    def _record(self, entry: "_Entry", same: bool | None) -> Outcome:
         session, arrival = entry.session, entry.arrival
         study = _study(entry)
         series = _series(entry, study)
@@ -122,20 +139,18 @@ class Index:
             _reopen(entry, series)
         elif series.state == SeriesState.COMPLETE and not series.reason:
             series.reason = "Made by this node." if ours else "Holds no images, so nothing is run on it."
-        return Recorded.NEW, study.trace, ""
+        return Outcome(Recorded.NEW, study.trace, series.id, is_image=instance.is_image)
 
-    def _record_again(
-        self, entry: "_Entry", instance: Instance, series: Series, same: bool | None
-    ) -> tuple[Recorded, str, str]:
+    def _record_again(self, entry: "_Entry", instance: Instance, series: Series, same: bool | None) -> Outcome:
         trace = series.study.trace
         known = next((version for version in instance.versions if version.digest == entry.arrival.digest), None)
         current = max((v for v in instance.versions if not v.conflicting), key=lambda v: (v.received_at, v.id))
         if known is not None and (known is current or known.conflicting):
             _carry(entry, instance.series)
-            return Recorded.SAME, trace, ""
+            return Outcome(Recorded.SAME, trace, instance.series_id)
         elsewhere = instance.series_id != series.id
         if not elsewhere and same is None:
-            return Recorded.UNDECIDED, trace, current.key
+            return Outcome(Recorded.UNDECIDED, trace, instance.series_id, current.key)
         if known is None:
             known = _add_version(entry, instance)
         if elsewhere or not same:
@@ -152,7 +167,8 @@ class Index:
         _carry(entry, instance.series)
         if instance.is_image:
             _reopen(entry, instance.series)
-        return (Recorded.CONFLICT if known.conflicting else Recorded.UPDATED), trace, ""
+        recorded = Recorded.CONFLICT if known.conflicting else Recorded.UPDATED
+        return Outcome(recorded, trace, instance.series_id)
 
 
 @dataclass(frozen=True, slots=True)

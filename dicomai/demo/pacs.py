@@ -10,6 +10,7 @@ import pydicom
 
 from dicomai.config import DicomDestination, FolderDestination, NodeSettings, ReceiverSettings, Settings
 from dicomai.destinations import Folder, Outgoing
+from dicomai.filemeta import FileMeta
 from dicomai.receiver import Receiver
 
 
@@ -61,11 +62,11 @@ class _FolderIntake:
     def renew(self, associations: Collection[int]) -> None:
         pass
 
-    def accept(self, parts: Iterable[bytes | memoryview], association: int) -> None:
+    def accept(self, meta: FileMeta, fragments: Iterable[bytes | memoryview], association: int) -> None:
         del association
-        data = b"".join(parts)
+        data = b"".join((meta.encode(), *map(bytes, fragments)))
         header = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True)
         uids = [str(header[keyword].value) for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")]
-        outgoing = Outgoing(str(header.SOPClassUID), uids[2], str(header.file_meta.TransferSyntaxUID), data)
+        outgoing = Outgoing(meta.sop_class_uid, uids[2], meta.transfer_syntax_uid, data)
         self._folder.send([outgoing], lambda *_: None)
         self.files.append(self._path.joinpath(*uids[:2], f"{uids[2]}.dcm"))

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable
 from typing import Protocol
 
 from dicomai.association import AssociationEnd
+from dicomai.filemeta import FileMeta
 
 
 class Intake(Protocol):
@@ -21,11 +22,12 @@ class Intake(Protocol):
     def renew(self, associations: Collection[int]) -> None:
         """Say that these associations are still open."""
 
-    def accept(self, parts: Iterable[bytes | memoryview], association: int) -> object:
+    def accept(self, meta: FileMeta, fragments: Iterable[bytes | memoryview], association: int) -> object:
         """Take in one instance; returns when it is durable and indexed.
 
         Args:
-            parts: first the preamble with the file meta information, then the data set's bytes as received.
+            meta: what was announced of it.
+            fragments: the data set's bytes as received.
             association: the association that brings it.
 
         Raises:

@@ -28,7 +28,7 @@ from dicomai.console import Console
 from dicomai.database import Database
 from dicomai.errors import ConfigurationError, StorageFullError, StoreError, UnreadableError
 from dicomai.store import Incoming, Store
-from tests.beds import Bed, as_received
+from tests.beds import Bed, announced, as_received, parts_of
 from tests.dimse import HOST, associate, free_port, node, store, wait_until
 from tests.synthetic import encode, series
 
@@ -150,14 +150,14 @@ class TestStart:
     def test_a_uid_that_is_a_path(self, bed: Bed) -> None:
         (image,) = series(shape=(1, 4, 4))
         uid = str(image.StudyInstanceUID).encode()
-        bed.store.receive((encode(image).replace(uid, (b"../../x" + b"1" * 64)[: len(uid)]),))
+        bed.store.receive(encode(image).replace(uid, (b"../../x" + b"1" * 64)[: len(uid)]), ())
         with as_received():
             bed.intake.recover()
         assert bed.files("") == set()
 
     def test_a_bomb(self, bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("dicomai.intake.MOST_INFLATED", 4 * 1024**2)
-        bed.store.receive((bomb(),))
+        monkeypatch.setattr("dicomai.header.MOST_INFLATED", 4 * 1024**2)
+        bed.store.receive(bomb(), ())
         with as_received():
             bed.intake.recover()
         assert bed.files("") == set()
@@ -180,14 +180,14 @@ def bomb() -> bytes:
 
 
 def test_a_bomb_is_refused_before_it_fills_the_memory(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dicomai.intake.MOST_INFLATED", 4 * 1024**2)
-    data = bomb()
+    monkeypatch.setattr("dicomai.header.MOST_INFLATED", 4 * 1024**2)
+    file = announced(parts_of(bomb()))
     with pytest.raises(UnreadableError, match="another transfer syntax"), as_received():
-        bed.intake.accept((data,), None)
+        bed.intake.accept(*file, None)
     assert bed.files("") == set()
-    monkeypatch.setattr("dicomai.intake.MOST_INFLATED", 8 * 1024**2)
+    monkeypatch.setattr("dicomai.header.MOST_INFLATED", 8 * 1024**2)
     with as_received(), pytest.raises(Exception, match="announced"):  # looked through, read, and judged as usual
-        bed.intake.accept((data,), None)
+        bed.intake.accept(*file, None)
 
 
 @pytest.mark.parametrize("step", ["mkdir", "link"])
@@ -198,7 +198,7 @@ def test_a_disk_that_fills_between_writing_and_naming_keeps_nothing(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     made = Store(tmp_path)
-    incoming: Incoming = made.receive((b"head", b"data"))
+    incoming: Incoming = made.receive(b"head", (b"data",))
     with monkeypatch.context() as patch:
         patch.setattr("pathlib.Path.mkdir" if step == "mkdir" else "os.link", full)
         with pytest.raises(StorageFullError):

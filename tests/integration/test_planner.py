@@ -19,7 +19,7 @@ from dicomai.errors import StoreError, WorklistError
 from dicomai.routing import Level
 from dicomai.stacks import split
 from dicomai.workitem import Kind, State
-from tests.beds import LOST, QUIET, Bed, parts, route
+from tests.beds import LOST, QUIET, Bed, announced, parts, route
 from tests.integration.test_intake import changed, repixeled
 from tests.synthetic import encode, enhanced, series
 
@@ -258,7 +258,7 @@ class TestWhatWork:
     def test_a_nul_character_in_what_is_quoted_does_no_harm(self, any_bed: Bed) -> None:
         (image,) = mr(1, SeriesDescription="T2 axial")
         head, data = parts(image)
-        any_bed.intake.accept((head, data.replace(b"T2 axial", b"T2\0axial")), None)
+        any_bed.intake.accept(*announced((head, data.replace(b"T2 axial", b"T2\0axial"))), None)
         any_bed.plan(route(match={"SeriesDescription": "T1.*"}))
         assert "T2axial" in reason(any_bed)
 

@@ -71,11 +71,13 @@ def test_the_result_lies_in_the_study_and_counts_from_free_series_numbers(bed: B
 def test_a_series_number_that_is_no_number_is_in_nobody_s_way(bed: Bed) -> None:
     study = take(bed)[0].StudyInstanceUID
     odd = plain(modality="OT", StudyInstanceUID=study, SeriesNumber=7)
-    from tests.beds import as_received, parts
+    from tests.beds import announced, as_received, parts
 
     head, data = parts(odd)
     with as_received():
-        bed.intake.accept((head, data.replace(b"\x20\x00\x11\x00IS\x02\x007 ", b"\x20\x00\x11\x00IS\x02\x00AB")), None)
+        bed.intake.accept(
+            *announced((head, data.replace(b"\x20\x00\x11\x00IS\x02\x007 ", b"\x20\x00\x11\x00IS\x02\x00AB"))), None
+        )
     assert bed.worker().step()
     assert bed.items()[0].state == State.COMPLETED
 

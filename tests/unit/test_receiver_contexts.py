@@ -15,8 +15,8 @@ from pydicom.uid import (
 )
 from pynetdicom import AllStoragePresentationContexts, build_context
 
+from dicomai.filemeta import FileMeta
 from dicomai.receiver import contexts
-from dicomai.receiver.filemeta import file_head
 
 
 @pytest.mark.parametrize("context", AllStoragePresentationContexts, ids=lambda c: str(c.abstract_syntax))
@@ -71,7 +71,7 @@ def test_what_no_reader_of_files_can_read_is_not_supported() -> None:
 
 
 def test_a_file_is_a_head_and_the_data_set() -> None:
-    head = file_head("1.2.840.10008.5.1.4.1.1.4", "1.2.3.4", ExplicitVRLittleEndian, "CT01")
+    head = FileMeta("1.2.840.10008.5.1.4.1.1.4", "1.2.3.4", ExplicitVRLittleEndian, "CT01").encode()
     data_set = b"\x08\x00\x18\x00UI\x08\x001.2.3.4\x00"
     ds = pydicom.dcmread(io.BytesIO(head + data_set))
     assert ds.SOPInstanceUID == ds.file_meta.MediaStorageSOPInstanceUID == "1.2.3.4"
@@ -80,4 +80,4 @@ def test_a_file_is_a_head_and_the_data_set() -> None:
 
 
 def test_a_malformed_uid_is_written_without_a_warning() -> None:
-    assert b"1.2.03.A" in file_head("1.2.3", "1.2.03.A", ExplicitVRLittleEndian, "CT01")
+    assert b"1.2.03.A" in FileMeta("1.2.3", "1.2.03.A", ExplicitVRLittleEndian, "CT01").encode()

@@ -24,10 +24,11 @@ def incoming(tmp_path: Path) -> Path:
 
 
 def test_what_is_received_is_what_is_opened(store: Store, incoming: Path) -> None:
-    got = store.receive((b"head", memoryview(b"data"), b"set"))
+    got = store.receive(b"head", (memoryview(b"data"), b"set"))
     with store.open_incoming(got) as stream:
-        assert stream.read() == b"headdataset"
+        assert stream.read() == b"dataset"
     assert got.size == 11
+    assert got.beginning == b"dataset"
     store.publish(got, KEY)
     assert store.get(KEY) == b"headdataset"
     store.settle(got)
@@ -36,28 +37,28 @@ def test_what_is_received_is_what_is_opened(store: Store, incoming: Path) -> Non
 
 
 def test_the_digest_is_of_the_data_set_alone(store: Store) -> None:
-    digests = {store.receive((head, b"data set")).digest for head in (b"one sender", b"another")}
+    digests = {store.receive(head, (b"data set",)).digest for head in (b"one sender", b"another")}
     assert len(digests) == 1
-    assert store.receive((b"one sender", b"other set")).digest not in digests
+    assert store.receive(b"one sender", (b"other set",)).digest not in digests
 
 
 def test_a_sender_that_breaks_off_leaves_nothing(store: Store, incoming: Path) -> None:
     def parts() -> Iterator[bytes]:
-        yield b"head"
+        yield b"data"
         raise ConnectionResetError
 
     with pytest.raises(StoreError):
-        store.receive(parts())
+        store.receive(b"head", parts())
     assert list(incoming.iterdir()) == []
 
 
 def test_a_full_disk_is_said_to_be_full_and_leaves_nothing(store: Store, incoming: Path) -> None:
     def parts() -> Iterator[bytes]:
-        yield b"head"
+        yield b"data"
         raise OSError(28, "No space left on device")
 
     with pytest.raises(StorageFullError, match="free some room"):
-        store.receive(parts())
+        store.receive(b"head", parts())
     assert list(incoming.iterdir()) == []
 
 
@@ -100,7 +101,7 @@ def test_uids_as_scanners_write_them_are_taken(uid: str) -> None:
 
 
 def test_a_key_that_is_there_is_left_as_it_is(store: Store) -> None:
-    one, other = store.receive((b"one", b"x")), store.receive((b"other", b"x"))
+    one, other = store.receive(b"one", (b"x",)), store.receive(b"other", (b"x",))
     assert store.publish(one, KEY)
     assert not store.publish(other, KEY)
     assert store.get(KEY) == b"onex"
@@ -115,7 +116,7 @@ def test_every_name_is_synced_before_publish_returns(store: Store, monkeypatch: 
         synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
         real(descriptor)
 
-    got = store.receive((b"head", b"data"))
+    got = store.receive(b"head", (b"data",))
     monkeypatch.setattr(os, "fsync", fsync)
     store.publish(got, KEY)
     root = str(store._root)
@@ -126,7 +127,7 @@ def test_every_name_is_synced_before_publish_returns(store: Store, monkeypatch: 
         "/instances/1.2/1.2.3",
     ]
     synced.clear()
-    store.publish(store.receive((b"head", b"more")), KEY.replace("1.2.3.4", "1.2.3.5"))
+    store.publish(store.receive(b"head", (b"more",)), KEY.replace("1.2.3.4", "1.2.3.5"))
     assert [path.removeprefix(root) for path in synced if "incoming" not in path] == ["/instances/1.2/1.2.3"]
 
 
@@ -134,7 +135,7 @@ def test_a_folder_that_another_process_made_is_synced_too(store: Store, monkeypa
     (store._root / "instances/1.2/1.2.3").mkdir(parents=True)  # and that process may have been killed just then
     synced: list[str] = []
     monkeypatch.setattr(os, "fsync", lambda fd: synced.append(str(Path(f"/proc/self/fd/{fd}").readlink())))
-    got = store.receive((b"head", b"data"))
+    got = store.receive(b"head", (b"data",))
     store.publish(got, KEY)
     assert str(store._root / "instances/1.2") in synced
 
@@ -152,7 +153,7 @@ def test_a_file_is_synced_before_it_has_a_lasting_name(store: Store, monkeypatch
     monkeypatch.setattr(os, "fsync", noting("fsync", os.fsync))
     monkeypatch.setattr(os, "link", noting("link", os.link))
     monkeypatch.setattr(Path, "replace", noting("replace", Path.replace))
-    store.publish(store.receive((b"head", b"data")), KEY)
+    store.publish(store.receive(b"head", (b"data",)), KEY)
     assert steps.index("fsync") < steps.index("link") < len(steps) - 1
     steps.clear()
     store.put("results/1/1/1.2.dcm", b"bytes")
@@ -189,25 +190,25 @@ class TestTheSweep:
         return store.sweep(lambda stream: KEY if stream.read() == b"headdata" else None, known.__contains__)
 
     def test_a_committed_file_keeps_its_lasting_name(self, store: Store, incoming: Path) -> None:
-        store.publish(store.receive((b"head", b"data")), KEY)
+        store.publish(store.receive(b"head", (b"data",)), KEY)
         assert self.swept(store, {KEY}) == (1, 0)
         assert store.get(KEY) == b"headdata"
         assert list(incoming.iterdir()) == []
 
     def test_an_uncommitted_file_goes_with_its_lasting_name(self, store: Store, incoming: Path) -> None:
-        store.publish(store.receive((b"head", b"data")), KEY)
+        store.publish(store.receive(b"head", (b"data",)), KEY)
         assert self.swept(store, set()) == (0, 1)
         assert not store.exists(KEY)
         assert list(incoming.iterdir()) == []
 
     def test_a_file_that_was_never_published_goes(self, store: Store, incoming: Path) -> None:
-        store.receive((b"head", b"da"))
-        store.receive((b"head", b"data"))
+        store.receive(b"head", (b"da",))
+        store.receive(b"head", (b"data",))
         assert self.swept(store, set()) == (0, 2)
         assert list(incoming.iterdir()) == []
 
     def test_the_same_instance_from_two_senders_stays_where_one_was_committed(self, store: Store) -> None:
-        one, other = store.receive((b"head", b"data")), store.receive((b"head", b"data"))
+        one, other = store.receive(b"head", (b"data",)), store.receive(b"head", (b"data",))
         store.publish(one, KEY)
         store.publish(other, KEY)
         store.settle(one)  # its row is there; the other sender was killed before its own
@@ -215,16 +216,16 @@ class TestTheSweep:
         assert store.get(KEY) == b"headdata"
 
     def test_a_lasting_name_of_another_file_is_not_touched(self, store: Store) -> None:
-        one = store.receive((b"head", b"data"))
+        one = store.receive(b"head", (b"data",))
         store.publish(one, KEY)
         store.settle(one)
-        store.receive((b"head", b"data"))
+        store.receive(b"head", (b"data",))
         assert self.swept(store, set()) == (0, 1)
         assert store.exists(KEY)
 
 
 def test_settling_twice_does_no_harm(store: Store) -> None:
-    got = store.receive((b"head", b"data"))
+    got = store.receive(b"head", (b"data",))
     store.settle(got)
     store.settle(got)
-    store.settle(Incoming("never-there", "", 0))
+    store.settle(Incoming("never-there", "", 0, 0, b""))
