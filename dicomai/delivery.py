@@ -100,7 +100,7 @@ class Delivery:
         None when a person has to decide first; the item is held then.
         """
         while True:
-            why = self._worklist.doubt(claim.study_id)
+            why = self._worklist.why_wait(claim)
             if why:
                 self._worklist.hold(claim, why)
                 return None

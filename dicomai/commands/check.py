@@ -1,25 +1,31 @@
-"""`dicomai config check`, `db upgrade` and `doctor`."""
+"""`dicomai config check` and `passcode`, `db upgrade` and `doctor`."""
 
 import errno
+import getpass
 import os
 import shutil
 import socket
+import stat
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.text import Text
 
-from dicomai import config, weights
+from dicomai import config, passcodes, tls, weights
 from dicomai.commands.output import console, print_json
 from dicomai.commands.worklist import missing_file
 from dicomai.config import DicomDestination, Settings
 from dicomai.database import Database
 from dicomai.destinations import echo
-from dicomai.errors import DicomaiError, RejectedError, UnreachableError
+from dicomai.errors import ConfigurationError, DicomaiError, RejectedError, UnreachableError
 from dicomai.node import bundles_of, locked
 from dicomai.store import Store
+
+_RENEWAL_DAYS = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,24 @@ def config_check(settings: Settings, path: Path | None, *, as_json: bool) -> int
     return 0
 
 
+def config_passcode() -> int:
+    """Print the hash of a passcode, as `[[user]]` has it; it is asked for twice, or read from standard input.
+
+    Raises:
+        ConfigurationError: it is empty, or not the same both times.
+    """
+    if sys.stdin.isatty():
+        passcode = getpass.getpass("Passcode: ")
+        if getpass.getpass("Once more: ") != passcode:
+            raise ConfigurationError("The two passcodes are not the same: try again.")
+    else:
+        passcode = sys.stdin.readline().rstrip("\r\n")
+    if not passcode:
+        raise ConfigurationError("The passcode is empty: give one.")
+    sys.stdout.write(passcodes.hashed(passcode.encode()) + "\n")
+    return 0
+
+
 def _count(entries: Sequence[object], what: str) -> str:
     return f"{len(entries)} {what}{'' if len(entries) == 1 else 's'}"
 
@@ -69,7 +93,7 @@ def doctor(settings: Settings, path: Path | None, *, as_json: bool) -> int:
     """Look the node over, and say what to mend."""
     found = config.find(path)
     findings = [Finding("good", "configuration", str(found or "built-in defaults"))]
-    for look in (_storage, _database, _models, _destinations, _receiver, _routes, _device):
+    for look in (_storage, _database, _models, _destinations, _receiver, _users, _tls, _console, _routes, _device):
         findings.extend(look(settings))
     if as_json:
         print_json([asdict(finding) for finding in findings])
@@ -143,7 +167,9 @@ def _destinations(settings: Settings) -> list[Finding]:
         if isinstance(entry, DicomDestination):
 
             def attempt(entry: DicomDestination = entry) -> str:
-                seconds = echo(entry, calling_ae=settings.node.ae_title, timeout=settings.delivery.timeout)
+                seconds = echo(
+                    entry, calling_ae=settings.node.ae_title, timeout=settings.delivery.timeout, tls=settings.tls
+                )
                 return f"{entry.ae_title} answered in {1000 * seconds:.0f} ms"
 
             findings.append(_tried(f"destination {entry.name}", attempt))
@@ -163,6 +189,9 @@ def _receiver(settings: Settings) -> list[Finding]:
     if not settings.receiver.allow:
         sentence = "anyone may send: list the AE titles that may in receiver.allow."
         findings.append(Finding("warning", "receiver", sentence))
+    if settings.receiver.commitment and not settings.source:
+        sentence = "whoever asks for storage commitment and does not wait is never told: add a [[source]] for it."
+        findings.append(Finding("warning", "commitment", sentence))
     node = settings.node
     about = f"port {node.port}"
     host = "127.0.0.1" if node.host in {"0.0.0.0", "::"} else node.host  # noqa: S104  a comparison
@@ -174,16 +203,62 @@ def _receiver(settings: Settings) -> list[Finding]:
         if error.errno != errno.EADDRINUSE:
             sentence = f"{node.host} port {node.port} cannot be had ({error.strerror}): set node.host and node.port."
             return [*findings, Finding("bad", about, sentence)]
+    if settings.receiver.tls:
+        return [*findings, _tried(about, lambda: _answer_by_tls(settings, host))]
     try:
         echo(us, calling_ae=node.ae_title, timeout=settings.delivery.timeout)
     except RejectedError as error:
-        if settings.receiver.allow:  # our own AE title need not be one that may send
+        if settings.receiver.allow or settings.user:  # our own AE title need not be one that may send
             return [*findings, Finding("good", about, "a DICOM node answers, which does not let us in as a sender")]
         return [*findings, Finding("bad", about, f"another DICOM node has it: {error}")]
     except UnreachableError:
         sentence = "another program has it: end that program, or set node.port to a free one."
         return [*findings, Finding("bad", about, sentence)]
     return [*findings, Finding("good", about, f"{node.ae_title} answers")]
+
+
+def _answer_by_tls(settings: Settings, host: str) -> str:
+    if not tls.is_ours(settings.tls, host, settings.node.port, settings.delivery.timeout):
+        raise ConfigurationError("another program has it: end that program, or set node.port to a free one.")
+    return "this node answers by TLS"
+
+
+def _users(settings: Settings) -> list[Finding]:
+    if not settings.user or settings.receiver.tls:
+        return []
+    sentence = "passcodes travel where anyone on the network can read them: set receiver.tls."
+    return [Finding("warning", "users", sentence)]
+
+
+def _tls(settings: Settings) -> list[Finding]:
+    """Try the certificates, and say which end soon."""
+    findings = []
+    try:
+        if settings.receiver.tls:
+            tls.server_context(settings.tls)
+        for path, end in tls.ends_of_validity(settings.tls):
+            days = (end - time.time()) / 86400
+            said = f"{path} is valid for {days:.0f} days"
+            if days < _RENEWAL_DAYS:
+                findings.append(Finding("warning", "tls", f"{said}: renew it."))
+            else:
+                findings.append(Finding("good", "tls", said))
+    except ConfigurationError as error:
+        findings.append(Finding("bad", "tls", str(error)))
+    key = settings.tls.key
+    if key is not None and key.exists() and key.stat().st_mode & stat.S_IROTH:
+        findings.append(Finding("warning", "tls", f"{key} can be read by everyone on this machine: chmod o= it."))
+    return findings
+
+
+def _console(settings: Settings) -> list[Finding]:
+    if not settings.console.dicomweb or settings.console.is_local:
+        return []
+    sentence = (
+        f"DICOMweb on {settings.console.host} sends images and the token where anyone on the network can read them:"
+        " set console.host to 127.0.0.1, and put a reverse proxy with TLS in front."
+    )
+    return [Finding("warning", "console", sentence)]
 
 
 def _family(host: str) -> socket.AddressFamily:

@@ -37,7 +37,7 @@ def destination(settings: Settings, text: str) -> DicomDestination:
 def echo(settings: Settings, name: str, *, as_json: bool) -> int:
     """Verify a destination by C-ECHO."""
     entry = destination(settings, name)
-    seconds = c_echo(entry, calling_ae=settings.node.ae_title, timeout=settings.delivery.timeout)
+    seconds = c_echo(entry, calling_ae=settings.node.ae_title, timeout=settings.delivery.timeout, tls=settings.tls)
     if as_json:
         print_json({"destination": entry.name, "seconds": round(seconds, 4)})
     else:
@@ -72,7 +72,12 @@ def send(settings: Settings, paths: Sequence[Path], name: str, *, as_json: bool)
             bar.update(task, completed=done, total=total)
 
         sent = send_files(
-            files, entry, calling_ae=settings.node.ae_title, timeout=settings.delivery.timeout, progress=note
+            files,
+            entry,
+            calling_ae=settings.node.ae_title,
+            timeout=settings.delivery.timeout,
+            tls=settings.tls,
+            progress=note,
         )
     if as_json:
         print_json(

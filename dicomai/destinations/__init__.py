@@ -2,7 +2,7 @@
 
 from typing import assert_never
 
-from dicomai.config import DicomDestination, FolderDestination
+from dicomai.config import DicomDestination, FolderDestination, TlsSettings
 from dicomai.destinations.base import Accepted, Destination, Outgoing
 from dicomai.destinations.dimse import DimseDestination, echo
 from dicomai.destinations.files import SentFile, send_files
@@ -21,17 +21,23 @@ __all__ = [
 ]
 
 
-def open_destination(entry: DicomDestination | FolderDestination, *, calling_ae: str, timeout: float) -> Destination:
+def open_destination(
+    entry: DicomDestination | FolderDestination, *, calling_ae: str, timeout: float, tls: TlsSettings | None = None
+) -> Destination:
     """Make the destination that an entry `[[destination]]` describes; nothing is connected yet.
 
     Args:
         entry: of the configuration.
         calling_ae: the node's AE title.
         timeout: seconds without any progress after which an attempt ends.
+        tls: the section `[tls]`.
+
+    Raises:
+        ConfigurationError: a file of `[tls]` is missing or wrong.
     """
     match entry:
         case DicomDestination():
-            return DimseDestination(entry, calling_ae=calling_ae, timeout=timeout)
+            return DimseDestination(entry, calling_ae=calling_ae, timeout=timeout, tls=tls)
         case FolderDestination():
             return Folder(entry)
         case _:

@@ -3,10 +3,11 @@
 import contextlib
 import logging
 import os
+import ssl
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
@@ -18,10 +19,11 @@ from pynetdicom.status import STORAGE_SERVICE_CLASS_STATUS
 from pynetdicom.transport import AddressInformation, AssociationSocket
 
 from dicomai import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
-from dicomai.config import DicomDestination
+from dicomai.config import DicomDestination, TlsSettings
 from dicomai.destinations.base import Accepted, Outgoing
 from dicomai.destinations.watch import Watch
-from dicomai.errors import DeliveryError, RejectedError, UnreachableError
+from dicomai.errors import ConfigurationError, DeliveryError, RejectedError, UnreachableError
+from dicomai.tls import Fault, client_args, fault_of
 
 MAX_CONTEXTS = 128
 """Presentation contexts that one association can have (PS3.8 9.3.2.2: odd numbers up to 255)."""
@@ -69,11 +71,13 @@ class Peer:
         settings: the entry of the configuration.
         calling_ae: the node's AE title.
         timeout: seconds without any progress after which an attempt ends.
+        tls: our certificate, and whom we trust, where the entry has `tls`.
     """
 
     settings: DicomDestination
     calling_ae: str
     timeout: float
+    tls: TlsSettings = field(default_factory=TlsSettings)
 
     def __str__(self) -> str:
         s = self.settings
@@ -114,15 +118,22 @@ class Answer:
 class DimseDestination:
     """A Storage SCP, such as a PACS."""
 
-    def __init__(self, settings: DicomDestination, *, calling_ae: str, timeout: float) -> None:
+    def __init__(
+        self, settings: DicomDestination, *, calling_ae: str, timeout: float, tls: TlsSettings | None = None
+    ) -> None:
         """Make the destination; the association is requested by `send`.
 
         Args:
             settings: the entry of the configuration.
             calling_ae: the node's AE title.
             timeout: seconds without any progress after which an attempt ends.
+            tls: the section `[tls]`.
+
+        Raises:
+            ConfigurationError: a file of `[tls]` is missing or wrong.
         """
-        self._peer = Peer(settings, calling_ae, timeout)
+        self._peer = Peer(settings, calling_ae, timeout, tls or TlsSettings())
+        client_args(self._peer.tls, settings)  # what is wrong with the files is to be said now, not at the first send
 
     @property
     def name(self) -> str:
@@ -140,6 +151,12 @@ class DimseDestination:
         """
         if not objects:
             return
+        try:
+            self._send(objects, accepted)
+        except ConfigurationError as error:  # certificates are replaced one file after the other
+            raise UnreachableError(f"{self._peer} is not called: {error}") from error
+
+    def _send(self, objects: Sequence[Outgoing], accepted: Accepted) -> None:
         wanted = list(dict.fromkeys((o.sop_class_uid, o.transfer_syntax_uid) for o in objects))
         with associate(self._peer, wanted) as link:
             for sop_class_uid, transfer_syntax_uid in wanted:
@@ -152,17 +169,18 @@ class DimseDestination:
                 accepted(outgoing, answer.status, answer.meaning)
 
 
-def echo(settings: DicomDestination, *, calling_ae: str, timeout: float) -> float:
+def echo(settings: DicomDestination, *, calling_ae: str, timeout: float, tls: TlsSettings | None = None) -> float:
     """Verify a destination with C-ECHO.
 
     Returns:
         Seconds from the request for an association to the answer.
 
     Raises:
+        ConfigurationError: a file of `[tls]` is missing or wrong.
         UnreachableError: no connection, or no answer.
         RejectedError: the association, or Verification, is refused for good.
     """
-    peer = Peer(settings, calling_ae, timeout)
+    peer = Peer(settings, calling_ae, timeout, tls or TlsSettings())
     start = time.monotonic()
     with associate(peer, [_VERIFICATION]) as link:
         answer = link.echo()
@@ -245,11 +263,13 @@ def associate(peer: Peer, wanted: Sequence[tuple[str, str]]) -> Iterator[Link]:
         wanted: SOP class and transfer syntax of each presentation context, at most `MAX_CONTEXTS`.
 
     Raises:
+        ConfigurationError: a file of `[tls]` is missing or wrong.
         UnreachableError: no connection, no answer, or refused for now.
         RejectedError: refused for good.
     """
     _set_up_library()
     settings = peer.settings
+    tls_args = client_args(peer.tls, settings)
     ae = _Caller(ae_title=peer.calling_ae)
     ae.implementation_class_uid = UID(IMPLEMENTATION_CLASS_UID)
     ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
@@ -264,6 +284,7 @@ def associate(peer: Peer, wanted: Sequence[tuple[str, str]]) -> Iterator[Link]:
                 contexts=[build_context(sop_class, syntax) for sop_class, syntax in wanted],
                 ae_title=settings.ae_title,
                 max_pdu=MAX_PDU,
+                tls_args=tls_args,
                 evt_handlers=[
                     (evt.EVT_CONN_OPEN, watch.on_open),
                     (evt.EVT_DATA_SENT, watch.on_data),
@@ -293,6 +314,9 @@ def associate(peer: Peer, wanted: Sequence[tuple[str, str]]) -> Iterator[Link]:
 
 def _refused(peer: Peer, assoc: Association, watch: Watch, ae: "_Caller") -> DeliveryError:
     """Say why there is no association."""
+    if ae.fault is not None:
+        kind = UnreachableError if ae.fault.mends_itself else RejectedError
+        return kind(f"{peer} cannot be talked to by TLS, {ae.fault.reason}: {ae.fault.remedy}.")
     if not watch.was_opened:
         why = f" ({ae.reason})" if ae.reason else ""
         return UnreachableError(
@@ -303,8 +327,8 @@ def _refused(peer: Peer, assoc: Association, watch: Watch, ae: "_Caller") -> Del
         result, source, diagnostic = response.result, response.result_source, response.diagnostic
         reason, remedy = _REFUSALS.get((source or 0, diagnostic or 0), ("no reason given", "see its log"))
         remedy = remedy.format(calling_ae=peer.calling_ae)
-        kind = RejectedError if result == 1 and source != 3 else UnreachableError
-        return kind(f"{peer} refused the association ({result}/{source}/{diagnostic}, {reason}): {remedy}.")
+        refused = RejectedError if result == 1 and source != 3 else UnreachableError
+        return refused(f"{peer} refused the association ({result}/{source}/{diagnostic}, {reason}): {remedy}.")
     if assoc.rejected_contexts:
         names = sorted({UID(str(context.abstract_syntax)).name for context in assoc.rejected_contexts})
         return RejectedError(
@@ -318,10 +342,21 @@ class _Socket(AssociationSocket):
     """The library's socket, which forgets to close one that never was connected, and why it was not."""
 
     reason = ""
+    fault: Fault | None = None
+
+    def recv(self, nr_bytes: int) -> bytearray:
+        """Receive; with TLS 1.3 the peer's word on our certificate comes only here."""
+        try:
+            return super().recv(nr_bytes)
+        except ssl.SSLError as error:
+            self.fault = fault_of(error)
+            raise
 
     def _shutdown_socket(self) -> None:
         error = sys.exc_info()[1]
-        if isinstance(error, OSError):
+        if isinstance(error, ssl.SSLError):
+            self.fault = fault_of(error)
+        elif isinstance(error, OSError):
             self.reason = error.strerror or str(error)
         sock = self.socket
         super()._shutdown_socket()
@@ -339,8 +374,16 @@ class _Caller(AE):
         """What the operating system said; '' if nothing."""
         return self._socket.reason if self._socket is not None else ""
 
-    def _create_socket(self, assoc: Association, address: AddressInformation, _tls_args: object) -> _Socket:
+    @property
+    def fault(self) -> Fault | None:
+        """What was wrong with TLS; None if nothing."""
+        return self._socket.fault if self._socket is not None else None
+
+    def _create_socket(
+        self, assoc: Association, address: AddressInformation, tls_args: tuple[ssl.SSLContext, str] | None
+    ) -> _Socket:
         self._socket = _Socket(assoc, address=address)
+        self._socket.tls_args = tls_args
         return self._socket
 
 

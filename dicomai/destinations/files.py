@@ -7,7 +7,7 @@ from pathlib import Path
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
 
-from dicomai.config import DicomDestination
+from dicomai.config import DicomDestination, TlsSettings
 from dicomai.destinations.dimse import MAX_CONTEXTS, Link, Peer, associate
 from dicomai.errors import DeliveryError, RejectedError, UnreachableError
 
@@ -52,6 +52,7 @@ def send_files(
     *,
     calling_ae: str,
     timeout: float,
+    tls: TlsSettings | None = None,
     progress: Progress | None = None,
 ) -> list[SentFile]:
     """Send DICOM files as they are, over as few associations as 128 presentation contexts allow.
@@ -64,16 +65,18 @@ def send_files(
         settings: where to.
         calling_ae: the AE title to call from.
         timeout: seconds without any progress after which an attempt ends.
+        tls: the section `[tls]`.
         progress: called after each file.
 
     Returns:
         One entry per file, in the order in which they were dealt with; those that are no DICOM files first.
 
     Raises:
+        ConfigurationError: a file of `[tls]` is missing or wrong.
         UnreachableError: there was no association to begin with.
         RejectedError: the first association was refused for good.
     """
-    peer = Peer(settings, calling_ae, timeout)
+    peer = Peer(settings, calling_ae, timeout, tls or TlsSettings())
     files, outcomes = _look_through(paths)
     total = len(files) + len(outcomes)
     unreadable = len(outcomes)

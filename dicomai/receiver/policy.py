@@ -34,12 +34,19 @@ CALLING_AE = Reason(
     "calling AE title not recognized",
     "the calling AE title, or its address, is not in the list of senders",
 )
-LIMIT = Reason(2, 3, 2, "local limit exceeded", "as many associations are open as may be")
+IDENTITY = Reason(
+    1,
+    1,
+    1,
+    "no reason given",
+    "users are configured, and the requestor shows no user name, or no passcode, of one of them",
+)
+LIMIT = Reason(2, 3, 2, "local limit exceeded", "as many associations are open as may be, in all or from this address")
 CONGESTION = Reason(
     2, 3, 1, "temporary congestion", "the storage's disk is nearly full, or the node cannot work for now"
 )
 
-REASONS = (CALLED_AE, CALLING_AE, LIMIT, CONGESTION)
+REASONS = (CALLED_AE, CALLING_AE, IDENTITY, CONGESTION, LIMIT)
 """Every reason that the receiver gives, in the order in which they are looked at."""
 
 
@@ -64,18 +71,18 @@ class Policy:
         """
         self._ae_title = ae_title
         self._max_associations = settings.max_associations
+        self._max_per_peer = settings.max_associations_per_peer or settings.max_associations
         self._min_free_bytes = settings.min_free_bytes
         self._has_room = has_room
         self._allowed = [_parse(entry) for entry in settings.allow]
 
-    def refusal(self, *, calling_ae: str, called_ae: str, address: str, open_associations: int) -> Refusal | None:
-        """Judge a request; None if it may be accepted.
+    def stranger(self, *, calling_ae: str, called_ae: str, address: str) -> Refusal | None:
+        """Judge who requests an association; None if they may.
 
         Args:
             calling_ae: who asks.
             called_ae: whom they ask for.
             address: where they ask from, IPv4 or IPv6.
-            open_associations: how many are open without this one.
         """
         if called_ae.strip() != self._ae_title:
             return Refusal(
@@ -84,11 +91,25 @@ class Policy:
             )
         if not self._may_send(calling_ae.strip(), address):
             return Refusal(CALLING_AE, f"add {calling_ae.strip()}@{address} to receiver.allow if it may send")
-        if open_associations >= self._max_associations:
-            return Refusal(
-                LIMIT,
-                f"raise receiver.max_associations over {self._max_associations} if this goes on; the sender may retry",
-            )
+        return None
+
+    def crowd(self, open_associations: int, from_address: int) -> Refusal | None:
+        """Judge how many there are; None if there is room for one more.
+
+        Args:
+            open_associations: how many are open without this one.
+            from_address: how many of them are from its address.
+        """
+        for count, most, key in (
+            (open_associations, self._max_associations, "max_associations"),
+            (from_address, self._max_per_peer, "max_associations_per_peer"),
+        ):
+            if count >= most:
+                return Refusal(LIMIT, f"raise receiver.{key} over {most} if this goes on; the sender may retry")
+        return None
+
+    def congestion(self) -> Refusal | None:
+        """Judge the disk; None if it has room."""
         if not self._has_room():
             return Refusal(
                 CONGESTION,

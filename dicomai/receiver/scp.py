@@ -4,28 +4,27 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, cast
 
 import pydicom.config
 import structlog
-from pydicom.dataset import Dataset
 from pydicom.uid import UID
 from pynetdicom import AE, _config, build_context, evt
 from pynetdicom.association import Association
-from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.events import Event, EventHandlerType
 from pynetdicom.pdu import A_ABORT_RQ
 from pynetdicom.pdu_primitives import A_ASSOCIATE, SOPClassCommonExtendedNegotiation
 
-from dicomai import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from dicomai import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, tls
 from dicomai.association import AssociationEnd
 from dicomai.config import Settings
 from dicomai.errors import ConfigurationError, DicomaiError
+from dicomai.filemeta import FileMeta
 from dicomai.log import place
-from dicomai.receiver import connections, contexts, policy, statuses
+from dicomai.receiver import connections, contexts, policy, statuses, stream
 from dicomai.receiver.connections import MAX_WAITING, Connection, Server
-from dicomai.receiver.filemeta import file_head
+from dicomai.receiver.identity import Users, response
 from dicomai.receiver.ports import Intake
 from dicomai.receiver.services import Service, Services
 from dicomai.receiver.sessions import Session, Sessions
@@ -87,6 +86,7 @@ class Receiver:
         self._settings = settings
         self._intake = intake
         self._policy = policy.Policy(settings.node.ae_title, settings.receiver, intake.has_room)
+        self._users = Users(settings.user)
         self._sessions = Sessions(intake)
         self._server: Server | None = None
         self._stopping = threading.Event()
@@ -103,10 +103,11 @@ class Receiver:
         """Listen.
 
         Raises:
-            ConfigurationError: the address cannot be had.
+            ConfigurationError: the address cannot be had, or a file of `[tls]` is missing or wrong.
         """
         _quieten()
         node, limits = self._settings.node, self._settings.receiver
+        secured = tls.ServerContext(self._settings.tls) if limits.tls else None
         ae = AE(ae_title=node.ae_title)
         ae.implementation_class_uid = UID(IMPLEMENTATION_CLASS_UID)
         ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
@@ -120,6 +121,7 @@ class Receiver:
                 contexts=[build_context(contexts.VERIFICATION)],
                 evt_handlers=self._handlers(),
                 server_class=Server,
+                request_handler=stream.handler(self._store),
             )
         except OSError as error:
             raise ConfigurationError(
@@ -127,13 +129,14 @@ class Receiver:
                 " set node.host and node.port."
             ) from error
         self._server = cast("Server", server)
+        self._server.tls_context = secured
         self._server.most_connections = limits.max_associations + MAX_WAITING
         listen = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="listen", daemon=True)
         patrol = threading.Thread(target=self._patrol, name="leases", daemon=True)
         self._threads = [listen, patrol]
         for thread in self._threads:
             thread.start()
-        log.info("receiver listens", ae_title=node.ae_title, host=node.host, port=self.port)
+        log.info("receiver listens", ae_title=node.ae_title, host=node.host, port=self.port, tls=limits.tls)
 
     def shutdown(self, grace: float = 10.0) -> None:
         """Stop: no new association, open ones may finish for `grace` seconds, then they are aborted."""
@@ -160,18 +163,30 @@ class Receiver:
 
     def _patrol(self) -> None:
         renewed = time.monotonic()
+        ending: set[Association] = set()
         while not self._stopping.wait(_PATROL_SECONDS):
             self._sessions.close_dead()
+            ending = self._end_overdue(ending)
             self._services.patrol()
             if time.monotonic() - renewed >= _RENEWAL_SECONDS:
                 renewed = time.monotonic()
                 self._sessions.renew()
 
+    def _end_overdue(self, ending: set[Association]) -> set[Association]:
+        """Abort what is open for too long; cut what was aborted and is still there."""
+        for assoc in ending:
+            if assoc.is_alive():
+                _cut(assoc)
+        overdue = self._sessions.overdue(self._settings.receiver.total_timeout)
+        for assoc in overdue:
+            assoc.abort(block=False)
+            self._sessions.close(assoc, AssociationEnd.ABORTED)
+        return set(overdue)
+
     def _handlers(self) -> list[EventHandlerType]:
         return [
             (evt.EVT_REQUESTED, self._on_requested),
             (evt.EVT_SOP_COMMON, _on_common_negotiation),
-            (evt.EVT_C_STORE, self._on_store),
             (evt.EVT_PDU_RECV, self._on_pdu),
             (evt.EVT_CONN_CLOSE, self._on_connection_closed),
             (evt.EVT_RELEASED, self._on_released),
@@ -209,12 +224,18 @@ class Receiver:
     ) -> policy.Refusal | None:
         """Let an association in and write it down, or say why not."""
         known = {"calling_ae": session.calling_ae, "called_ae": called_ae, "address": session.address}
-        refusal = self._policy.refusal(**known, open_associations=len(self._sessions))
+        identity = assoc.requestor.user_identity
+        refusal = (
+            self._policy.stranger(**known)
+            or self._users.refusal(identity)
+            or self._policy.congestion()
+            or self._sessions.enter(assoc, session, self._policy.crowd)
+        )
         if refusal is not None:
             return refusal
-        limit = self._settings.receiver.max_associations
-        if not self._sessions.enter(assoc, session, limit):  # others came in meanwhile
-            return self._policy.refusal(**known, open_associations=limit)
+        answer = response(identity) if self._settings.user else None
+        if answer is not None:
+            assoc.acceptor.add_negotiation_item(answer)
         _be_patient(assoc, self._settings.receiver.idle_timeout)
         proposed = request.presentation_context_definition_list
         assoc.acceptor.supported_contexts = contexts.supported(proposed, self._services)
@@ -229,32 +250,29 @@ class Receiver:
             )
         return None
 
-    def _on_store(self, event: Event) -> Dataset:
-        """Answer a C-STORE request: 0x0000 only for what is durable."""
-        request = cast("C_STORE", event.request)
-        session = self._sessions.find(event.assoc)
+    def _store(
+        self, assoc: Association, request: stream.StoreRequest, fragments: Iterator[memoryview]
+    ) -> statuses.Status:
+        """Take an instance in: success only for what is durable."""
+        session = self._sessions.find(assoc)
         if session is None or session.row is None:
-            return statuses.PROCESSING_FAILURE.response()
-        sop_class_uid, sop_instance_uid = (
-            str(request.AffectedSOPClassUID),
-            str(request.AffectedSOPInstanceUID),
-        )
-        context = event.context
-        if sop_class_uid != context.abstract_syntax:
-            return _fail(session, statuses.NOT_NEGOTIATED, sop_instance_uid).response()
-        if request.DataSet is None:
-            return _fail(session, statuses.CANNOT_UNDERSTAND, sop_instance_uid).response()
-        with request.DataSet.getbuffer() as data:
-            size = len(data)
-            try:
-                head = file_head(sop_class_uid, sop_instance_uid, context.transfer_syntax, session.calling_ae)
-                self._intake.accept((head, data), session.row)
-            except Exception as error:  # noqa: BLE001  the sender must be answered, and the receiver go on
-                return _fail(session, statuses.status_of(error), sop_instance_uid, error).response()
-        session.owed.discard(sop_instance_uid)
+            return statuses.PROCESSING_FAILURE
+        command, counted = request.command, _Counted(fragments)
+        if command.sop_class_uid != request.abstract_syntax:
+            return _fail(session, statuses.NOT_NEGOTIATED, command.sop_instance_uid)
+        try:
+            meta = FileMeta(
+                command.sop_class_uid, command.sop_instance_uid, request.transfer_syntax, session.calling_ae
+            )
+            self._intake.accept(meta, counted, session.row)
+        except stream.BrokenError:
+            raise
+        except Exception as error:  # noqa: BLE001  the sender must be answered, and the receiver go on
+            return _fail(session, statuses.status_of(error), command.sop_instance_uid, error)
+        session.owed.discard(command.sop_instance_uid)
         session.instances += 1
-        session.size += size
-        return statuses.SUCCESS.response()
+        session.size += counted.size
+        return statuses.SUCCESS
 
     def _on_pdu(self, event: Event) -> None:
         if isinstance(event.pdu, A_ABORT_RQ):
@@ -279,6 +297,19 @@ class Receiver:
         is_idle = event.assoc.dul.idle_timer_expired()
         is_lost = not session.was_aborted and (session.was_closed or is_idle)
         self._sessions.close(event.assoc, AssociationEnd.LOST if is_lost else AssociationEnd.ABORTED)
+
+
+class _Counted:
+    """Fragments, and how many bytes they had."""
+
+    def __init__(self, fragments: Iterator[memoryview]) -> None:
+        self._fragments = fragments
+        self.size = 0
+
+    def __iter__(self) -> Iterator[memoryview]:
+        for fragment in self._fragments:
+            self.size += len(fragment)
+            yield fragment
 
 
 def _on_common_negotiation(event: Event) -> dict[UID, SOPClassCommonExtendedNegotiation]:

@@ -2,12 +2,14 @@
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import structlog
 from pynetdicom.association import Association
 
 from dicomai.association import AssociationEnd
+from dicomai.receiver.policy import Refusal
 from dicomai.receiver.ports import Intake
 
 log = structlog.get_logger()
@@ -70,13 +72,22 @@ class Sessions:
         with self._lock:
             return self._open.get(assoc)
 
-    def enter(self, assoc: Association, session: Session, limit: int) -> bool:
-        """Count an association in, unless `limit` are open already."""
+    def enter(
+        self, assoc: Association, session: Session, refusal: Callable[[int, int], Refusal | None]
+    ) -> Refusal | None:
+        """Count an association in, unless `refusal` says why not.
+
+        Args:
+            assoc: the association.
+            session: what is known of it.
+            refusal: judges how many are open, and how many of them from the same address.
+        """
         with self._lock:
-            if len(self._open) >= limit:
-                return False
-            self._open[assoc] = session
-            return True
+            near = sum(other.address == session.address for other in self._open.values())
+            refused = refusal(len(self._open), near)
+            if refused is None:
+                self._open[assoc] = session
+            return refused
 
     def drop(self, assoc: Association) -> None:
         """Forget one that came to nothing."""
@@ -120,6 +131,20 @@ class Sessions:
                 association=session.row,
                 error=type(error).__name__,
             )
+
+    def overdue(self, seconds: float) -> list[Association]:
+        """List those that are open for longer than some seconds, and log them."""
+        with self._lock:
+            found = [(a, s) for a, s in self._open.items() if time.monotonic() - s.opened > seconds]
+        for _, session in found:
+            log.warning(
+                "association is open for too long",
+                remedy="find out why the sender does not end it, or raise receiver.total_timeout",
+                association=session.row,
+                calling_ae=session.calling_ae,
+                address=session.address,
+            )
+        return [assoc for assoc, _ in found]
 
     def close_dead(self) -> None:
         """Close those whose thread ended without a word."""

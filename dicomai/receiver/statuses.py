@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from pydicom.dataset import Dataset
 
-from dicomai.errors import InputError, NotAcceptedError, StorageFullError
+from dicomai.errors import InputError, NotAcceptedError, StorageFullError, TooLargeError
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,13 @@ OUT_OF_RESOURCES = Status(
     "No room on disk; send it again later",
     "free some room on the storage's disk, then have the sender send it again",
 )
+TOO_LARGE = Status(
+    0xA700,
+    "refused: out of resources",
+    "the data set is longer than receiver.max_instance_bytes",
+    "Larger than receiver.max_instance_bytes",
+    "raise receiver.max_instance_bytes if such an instance is to be taken, then have the sender send it again",
+)
 MISMATCH = Status(
     0xA900,
     "error: data set does not match SOP class",
@@ -71,7 +78,7 @@ PROCESSING_FAILURE = Status(
     "check the storage and the worklist's database, then have the sender send it again",
 )
 
-STATUSES = (SUCCESS, OUT_OF_RESOURCES, MISMATCH, CANNOT_UNDERSTAND, NOT_NEGOTIATED, PROCESSING_FAILURE)
+STATUSES = (SUCCESS, OUT_OF_RESOURCES, TOO_LARGE, MISMATCH, CANNOT_UNDERSTAND, NOT_NEGOTIATED, PROCESSING_FAILURE)
 """Every status that the receiver gives."""
 
 
@@ -80,6 +87,8 @@ def status_of(error: Exception) -> Status:
     match error:
         case StorageFullError():
             return OUT_OF_RESOURCES
+        case TooLargeError():
+            return TOO_LARGE
         case NotAcceptedError():
             return MISMATCH
         case InputError():

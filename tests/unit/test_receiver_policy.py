@@ -14,11 +14,15 @@ def judge(
     called_ae: str = "DICOMAI",
     address: str = "10.1.2.3",
     open_associations: int = 0,
+    from_address: int = 0,
     has_room: Callable[[], bool] = lambda: True,
 ) -> Reason | None:
-    policy = Policy("DICOMAI", ReceiverSettings(allow=allow, max_associations=2), has_room)
-    refusal = policy.refusal(
-        calling_ae=calling_ae, called_ae=called_ae, address=address, open_associations=open_associations
+    limits = ReceiverSettings(allow=allow, max_associations=3, max_associations_per_peer=2)
+    policy = Policy("DICOMAI", limits, has_room)
+    refusal = (
+        policy.stranger(calling_ae=calling_ae, called_ae=called_ae, address=address)
+        or policy.congestion()
+        or policy.crowd(open_associations, from_address=from_address)
     )
     return refusal.reason if refusal is not None else None
 
@@ -52,16 +56,22 @@ def test_spaces_around_a_title_are_of_no_account() -> None:
 
 
 def test_the_limit_is_the_number_that_may_be_open() -> None:
-    assert judge(open_associations=1) is None
-    assert judge(open_associations=2) is LIMIT
+    assert judge(open_associations=2, from_address=1) is None
+    assert judge(open_associations=3) is LIMIT
+    assert judge(open_associations=2, from_address=2) is LIMIT
+
+
+def test_an_address_may_have_them_all_unless_told_otherwise() -> None:
+    policy = Policy("DICOMAI", ReceiverSettings(max_associations=3), lambda: True)
+    assert policy.crowd(2, from_address=2) is None
+    assert policy.crowd(3, from_address=3) is not None
 
 
 def test_what_will_not_change_is_said_first() -> None:
     everything = {"open_associations": 9, "has_room": lambda: False}
     assert judge("X", called_ae="Y", **everything) is CALLED_AE  # type: ignore[arg-type]
     assert judge("X", **everything) is CALLING_AE  # type: ignore[arg-type]
-    assert judge(**everything) is LIMIT  # type: ignore[arg-type]
-    assert judge(has_room=lambda: False) is CONGESTION
+    assert judge(**everything) is CONGESTION  # type: ignore[arg-type]
 
 
 def test_the_disk_is_not_looked_at_for_strangers() -> None:
