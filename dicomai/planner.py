@@ -16,8 +16,10 @@ from dicomai.bundle import Bundle
 from dicomai.database.associations import Associations
 from dicomai.database.engine import Database
 from dicomai.database.planning import DueSeries, Image, Plan, PlannedInput, Planning
+from dicomai.database.rejections import Rejections
 from dicomai.errors import DicomaiError, InputError, StoreError, UnreadableError
 from dicomai.fingerprint import fingerprint
+from dicomai.notes import Notes
 from dicomai.routing import Decision, Level, Route, match
 from dicomai.stacks import split
 from dicomai.store import Store
@@ -67,6 +69,8 @@ class Planner:
         self._store = store
         self._planning = Planning(database)
         self._associations = Associations(database)
+        self._notes = Notes(store, database)
+        self._rejections = Rejections(database)
         self._routes = tuple(routes)
         self._bundles = bundles
         self._quiet_period = quiet_period
@@ -78,6 +82,7 @@ class Planner:
         lost = self._associations.lose_expired()
         if lost:
             log.warning("associations were lost without a word", count=lost)
+        self._notes.sweep()  # before anything is planned on what they reject
         done = 0
         for due in self._planning.due():
             try:
@@ -97,20 +102,27 @@ class Planner:
         return done
 
     def _plan(self, due: DueSeries) -> bool:
+        rejected = self._rejections.judge(due.series_id)
+        if rejected:
+            log.info("nothing is run on a series with rejected images", study=due.trace, reason=rejected)
+            return self._planning.commit(due, (), rejected)
         ready = self._read(due.series_id)
         stacks = ready.stacks
         decisions = [(stack, match(stack.header, self._routes)) for stack in stacks]
         matched = [decision.route for _, some in decisions for decision in some if decision.matches]
         quiet = max((route.quiet_period for route in matched), default=self._quiet_period)
-        until = self._planning.wait_until(due, quiet, self._lost_period)
-        if until is not None:
-            self._planning.postpone(due, until)
+        wait = self._planning.wait(due, quiet, self._lost_period)
+        if wait is not None:
+            self._planning.postpone(due, wait.until, wait.reason)
             return False
         others = self._planning.open_series(due.study_id, but=due.series_id)
         plans = self._of_series(ready, decisions)
         reason = "" if matched else _why_not(decisions)
         by_study = [route for route in self._routes if route.level is Level.STUDY]
-        if by_study and not others:
+        study_waits = (
+            self._planning.wait_for_study(due.study_id, self._lost_period) if by_study and not others else None
+        )
+        if by_study and not others and study_waits is None:
             try:
                 study_plans, study_reason = self._of_study(due, ready, by_study)
             except InputError as error:  # in another series, perhaps: the work of this one goes on
@@ -120,7 +132,7 @@ class Planner:
             reason = reason or study_reason
         elif any(route.level is Level.STUDY for route in matched):
             log.info("a study-level route waits for the other series", study=due.trace, open_series=others)
-        if not self._planning.commit(due, plans, reason):
+        if not self._planning.commit(due, plans, reason, study_waits):
             return False
         counts = {"instances": len(ready.images), "stacks": len(stacks), "work": len(plans)}
         log.info("series complete", study=due.trace, reason=reason, **counts)

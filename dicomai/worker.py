@@ -78,7 +78,7 @@ class Worker:
         return True
 
     def _work(self, claim: Claim, progress: Callable[[float], None]) -> None:
-        why = self._worklist.doubt(claim.study_id)
+        why = self._worklist.why_wait(claim)
         if why:
             log.warning("held for a person", study=claim.trace, workitem=claim.item, why=why)
             self._worklist.hold(claim, why)

@@ -8,10 +8,10 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from dicomai.database import audit
+from dicomai.database import announcements, audit, holds
 from dicomai.database.engine import Database
 from dicomai.database.index import SeriesState
-from dicomai.database.planning import doubt
+from dicomai.database.rejections import rejected_input
 from dicomai.database.tables import (
     Acceptance,
     Audit,
@@ -154,17 +154,20 @@ class Overview:
             else:
                 new = _again(session, now, item, actor)
             item.replaced_by = new.id
-            new.hold = doubt(session, item.study_id)
+            new.hold = holds.why(session, new)
             audit.record(
                 session, now, actor, "retried", workitem=new.id, study=item.study_id, detail=f"replaces {item.id}"
             )
             return new.id
 
-    def release(self, number: int, actor: str) -> None:
-        """Let a held item go on with the images as they came first.
+    def release(self, number: int, actor: str) -> str:
+        """Let a held item go on with the images as they came first, and with those that are here.
 
-        Only a person may say so, and only for what is known under another study, series or with other pixels: while
-        the images disagree in whose they are, nobody may.
+        Only a person may say so, and only for what is known under another study, series or with other pixels, or for
+        images that were announced and have not come: while the images disagree in whose they are, nobody may.
+
+        Returns:
+            Why it is still held, for another reason than that which the person knew; empty where it goes on.
 
         Raises:
             WorklistError: there is no such item, it is not held, or the doubt is one that cannot be released.
@@ -178,14 +181,20 @@ class Overview:
             session.execute(sa.update(Instance).where(Instance.series_id.in_(series)).values(conflict=""))
             session.execute(sa.update(Series).where(Series.study_id == item.study_id).values(conflict=""))
             session.flush()
-            why = doubt(session, item.study_id)
+            announcements.believe(session, item.study_id)
+            if item.hold == holds.shortage(session, item):  # that is what the person has read
+                announcements.overrule(session, now, item, actor)
+            why = holds.doubt(session, item.study_id)
             if why:
                 raise WorklistError(f"Workitem {number} stays held: {why}")
             held = session.scalars(sa.select(Workitem).where(Workitem.study_id == item.study_id, Workitem.hold != ""))
             for one in held:
-                one.hold = ""
+                one.hold = holds.shortage(session, one)  # of that nobody has spoken yet
+                if one.hold:
+                    continue
                 one.due_at = one.changed_at = now
                 audit.record(session, now, actor, "released", workitem=one.id, study=one.study_id)
+            return item.hold
 
 
 def _get(session: Session, number: int) -> Workitem:
@@ -203,6 +212,7 @@ def _refuse_retry(session: Session, item: Workitem) -> None:
     later = session.scalar(sa.select(sa.func.max(Workitem.id)).where(Workitem.supersedes == item.id))
     if later is not None:
         raise WorklistError(f"Workitem {item.id} is superseded by {later}, which has more images; retry that one.")
+    origin = item
     if Kind(item.kind) is Kind.DELIVERY:
         origin = session.scalars(
             sa.select(Workitem).where(Workitem.kind == Kind.INFERENCE.value, Workitem.result_id == item.result_id)
@@ -213,6 +223,9 @@ def _refuse_retry(session: Session, item: Workitem) -> None:
         )
         if newer is not None:
             raise WorklistError(f"The result of workitem {item.id} is outdated by workitem {newer}.")
+    rejected = rejected_input(session, origin)
+    if rejected:
+        raise WorklistError(f"Workitem {item.id} cannot be tried again: {rejected}")
 
 
 def _again(session: Session, now: datetime, item: Workitem, actor: str) -> Workitem:
@@ -274,7 +287,7 @@ def _of_item(item: Workitem) -> Entry:
 
 
 def _of_series(series: Series) -> Entry:
-    receiving = series.state == SeriesState.RECEIVING
+    receiving = series.state != SeriesState.COMPLETE
     return Entry(
         id=None,
         kind="series",

@@ -10,21 +10,23 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from dicomai.association import AssociationEnd
-from dicomai.database import audit
+from dicomai.database import audit, completeness, holds
 from dicomai.database.associations import LEASE
 from dicomai.database.engine import Database
 from dicomai.database.index import SeriesState
 from dicomai.database.tables import (
-    Acceptance,
+    Announcement,
     Association,
     AssociationSeries,
     Instance,
+    Rejection,
     Series,
+    Study,
     Version,
     Workitem,
     WorkitemInput,
 )
-from dicomai.database.transitions import cancel
+from dicomai.database.transitions import cancel, cancel_unsent
 from dicomai.study import Identity
 from dicomai.workitem import FINAL, Kind, State
 
@@ -42,6 +44,14 @@ class DueSeries:
     series_instance_uid: str
     revision: int
     last_received_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Until when a series waits, and, where it is not the ordinary wait, for what."""
+
+    until: datetime
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,32 +98,54 @@ class Planning:
         self._db = database
 
     def due(self, limit: int = 100) -> list[DueSeries]:
-        """List series whose due time has come, the longest waiting first."""
+        """List series whose due time has come, and before it those that are whole as it was announced."""
         with self._db.read() as session:
-            rows = session.scalars(
-                sa.select(Series)
-                .where(Series.state == SeriesState.RECEIVING.value, Series.due_at <= self._db.now(session))
-                .order_by(Series.due_at)
-                .limit(limit)
+            now = self._db.now(session)
+            states = (SeriesState.RECEIVING.value, SeriesState.WAITING.value)
+            timed = sa.select(Series).where(Series.state.in_(states), Series.due_at <= now)
+            rows = list(session.scalars(timed.order_by(Series.due_at).limit(limit)))
+            stored = sa.select(sa.func.count(Instance.id)).where(Instance.series_id == Series.id)
+            here = stored.correlate(Series).scalar_subquery()
+            announced = sa.select(Series).where(
+                Series.state == SeriesState.RECEIVING.value,
+                Series.due_at > now,
+                sa.exists().where(
+                    Announcement.series_instance_uid == Series.series_instance_uid,
+                    Announcement.is_final,
+                    Announcement.instances == here,
+                ),
             )
+            for series in session.scalars(announced.order_by(Series.due_at)):
+                verdict = completeness.judge(session, series)
+                if verdict is not None and verdict.whole:
+                    rows.append(series)
             return [
                 DueSeries(s.id, s.study_id, s.study.trace, s.series_instance_uid, s.revision, s.last_received_at)
                 for s in rows
             ]
 
-    def wait_until(self, due: DueSeries, quiet_period: float, lost_period: float) -> datetime | None:
+    def wait(self, due: DueSeries, quiet_period: float, lost_period: float) -> Wait | None:
         """Say until when the series cannot be called complete; None when it can now.
 
-        It waits for the quiet period after its last image; for every association that carried it and is open, until
-        that has been idle for the quiet period or has ended; and for the lost period after one that was aborted or
-        lost, unless a later association carried the series and was released. Idle is what the receiver has renewed
-        after the quiet period: one that it has not may be the half of a series that was cut off by its own end.
+        It need not wait where what a source gave as its last word is exactly what is here, see `completeness`. Else it
+        waits for the quiet period after its last image; for every association that carried it and is open, until
+        that has been idle for the quiet period or has ended; for the lost period after one that was aborted or lost,
+        unless a later association carried the series and was released; and for the lost period after the last image
+        and the last announcement while more was announced than is here. Idle is what the receiver has renewed after
+        the quiet period: one that it has not may be the half of a series that was cut off by its own end.
         """
         quiet = timedelta(seconds=quiet_period)
         lost = timedelta(seconds=lost_period)
         with self._db.read() as session:
             now = self._db.now(session)
-            moment = due.last_received_at + quiet
+            series = session.get_one(Series, due.series_id)
+            verdict = completeness.judge(session, series)
+            if verdict is not None and verdict.whole:
+                return None
+            moment, why = due.last_received_at + quiet, ""
+            if verdict is not None and verdict.missing:
+                moment = max(moment, max(due.last_received_at, verdict.announced_at) + lost)
+                why = f"Waits for {verdict.missing} of {verdict.expected} instances that {verdict.who} announced."
             carried = session.scalars(
                 sa.select(Association)
                 .join(AssociationSeries, AssociationSeries.association_id == Association.id)
@@ -129,7 +161,24 @@ class Planning:
                     opened >= association.ended_at for opened in good
                 ):
                     moment = max(moment, association.ended_at + lost)
-            return moment if moment > now else None
+            return Wait(moment, why) if moment > now else None
+
+    def wait_for_study(self, study_id: int, lost_period: float) -> Wait | None:
+        """Say until when work on a study as a whole has to wait though all that came is complete; None if not at all.
+
+        It waits while a procedure step is in progress, or has announced series of which nothing came: for the lost
+        period after the last image of the study and the last word of its steps.
+        """
+        with self._db.read() as session:
+            outlook = completeness.outlook(session, session.get_one(Study, study_id))
+            if outlook.changed_at is None or not (outlook.going_on or outlook.absent):
+                return None
+            last = session.execute(
+                sa.select(sa.func.max(Series.last_received_at)).where(Series.study_id == study_id)
+            ).scalar_one()
+            until = max(last, outlook.changed_at) + timedelta(seconds=lost_period)
+            what = f"{len(outlook.absent)} series that its modality announced" if outlook.absent else "its modality"
+            return Wait(until, f"The study waits for {what}.") if until > self._db.now(session) else None
 
     def postpone(self, due: DueSeries, until: datetime, reason: str = "") -> None:
         """Look at the series again later, unless it has changed meanwhile."""
@@ -164,22 +213,33 @@ class Planning:
             return _open_series(session, study_id, but)
 
     def series_of(self, study_id: int) -> list[int]:
-        """List the series of a study that hold images."""
+        """List the series of a study that hold images, but those of which any is rejected."""
+        rejected = sa.select(Instance.series_id).join(
+            Rejection, Rejection.sop_instance_uid == Instance.sop_instance_uid
+        )
         with self._db.read() as session:
             query = sa.select(Instance.series_id).join(Series, Series.id == Instance.series_id)
             return list(
                 session.scalars(
-                    query.where(Series.study_id == study_id, Instance.is_image).distinct().order_by(Instance.series_id)
+                    query.where(Series.study_id == study_id, Instance.is_image, Series.id.not_in(rejected))
+                    .distinct()
+                    .order_by(Instance.series_id)
                 )
             )
 
     def doubt(self, study_id: int) -> str:
         """Say in a sentence why it is in doubt whose images a study holds; empty where it is not."""
         with self._db.read() as session:
-            return doubt(session, study_id)
+            return holds.doubt(session, study_id)
 
-    def commit(self, due: DueSeries, plans: Sequence[Plan], reason: str) -> bool:
+    def commit(self, due: DueSeries, plans: Sequence[Plan], reason: str, study_waits: Wait | None = None) -> bool:
         """Call the series complete and write its work, in one transaction.
+
+        Args:
+            due: the series as it was read.
+            plans: its work.
+            reason: why there is none, or not all.
+            study_waits: until when the work on its study has to wait; the series then comes up again.
 
         Returns:
             False when the series changed since `due` was read, or a person's retry got in between: nothing was
@@ -191,18 +251,28 @@ class Planning:
                 done = session.execute(
                     sa.update(Series)
                     .where(Series.id == due.series_id, Series.revision == due.revision)
-                    .values(state=SeriesState.COMPLETE.value, due_at=None, reason=reason)
+                    .values(
+                        state=(SeriesState.WAITING if study_waits else SeriesState.COMPLETE).value,
+                        due_at=study_waits.until if study_waits else None,
+                        reason=study_waits.reason if study_waits else reason,
+                    )
                     .returning(Series.id)
                 ).first()
                 if done is None:
                     return False
                 audit.record(session, now, _ACTOR, "series complete", study=due.study_id, detail=reason)
-                whole = _open_series(session, due.study_id) == 0
+                whole = _open_series(session, due.study_id) == 0 and study_waits is None
+                if whole:  # those that waited for this one come up again, and find their own work done
+                    session.execute(
+                        sa.update(Series)
+                        .where(Series.study_id == due.study_id, Series.state == SeriesState.WAITING.value)
+                        .values(due_at=now)
+                    )
                 for plan in plans:
                     # A series that began to receive again brings the study-level work back when it is complete.
                     if whole or plan.route["level"] != "study":
                         _schedule(session, now, due.study_id, plan)
-                _hold(session, now, due.study_id, doubt(session, due.study_id))
+                holds.settle(session, now, due.study_id, _ACTOR)
                 return True
         except IntegrityError:
             return False
@@ -232,43 +302,9 @@ def images_of(session: Session, series_id: int, only: frozenset[str] | None = No
     )
     newest = {uid: (fingerprint, version) for uid, fingerprint, version in rows if only is None or uid in only}
     return [
-        Image(uid, version.key, fingerprint, version.received_at, _identity(version))
+        Image(uid, version.key, fingerprint, version.received_at, holds.identity_of(version))
         for uid, (fingerprint, version) in newest.items()
     ]
-
-
-def doubt(session: Session, study_id: int) -> str:
-    """Say in a sentence why it is in doubt whose images a study holds; empty where it is not.
-
-    Args:
-        session: the transaction to look in.
-        study_id: the study.
-    """
-    rows = session.execute(
-        sa.select(Instance.id, Instance.conflict, Version)
-        .join(Version, Version.instance_id == Instance.id)
-        .join(Series, Series.id == Instance.series_id)
-        .where(Series.study_id == study_id, Instance.is_image, sa.not_(Version.conflicting))
-        .order_by(Instance.id, Version.received_at, Version.id)
-    ).all()
-    flagged = session.scalars(sa.select(Series.conflict).where(Series.study_id == study_id, Series.conflict != ""))
-    conflicts = sorted({conflict for _, conflict, _ in rows if conflict} | set(flagged))
-    if conflicts:
-        more = f" (And {len(conflicts) - 1} more of the kind.)" if len(conflicts) > 1 else ""
-        return f"{conflicts[0]}{more} Release the item to go on with the images as they came first, or cancel it."
-    identities = {_identity(version) for version in {instance: v for instance, _, v in rows}.values()}
-    if len(identities) > 1:
-        first, *others = identities
-        keywords = sorted({keyword for other in others for keyword in first.differences(other)})
-        return (
-            f"The images of this study disagree in {', '.join(keywords)}; "
-            "correct them in the PACS and send the study again."
-        )
-    return ""
-
-
-def _identity(version: Version) -> Identity:
-    return Identity(version.patient_id, version.issuer_of_patient_id, version.patient_name, version.patient_birth_date)
 
 
 def _schedule(session: Session, now: datetime, study_id: int, plan: Plan) -> None:
@@ -328,31 +364,4 @@ def _supersede(session: Session, now: datetime, old: Workitem, by: int) -> None:
         cancel(session, now, old, _ACTOR, reason)
     if old.result_id is None:
         return
-    unsent = session.scalars(
-        sa.select(Workitem)
-        .where(
-            Workitem.kind == Kind.DELIVERY.value,
-            Workitem.result_id == old.result_id,
-            Workitem.state.not_in([state.value for state in FINAL]),
-            Workitem.lease_owner.is_(None),
-            ~sa.exists().where(Acceptance.workitem_id == Workitem.id),
-        )
-        .with_for_update()  # one that is claimed at this moment is being sent, and goes on: never half a result
-    )
-    for delivery in unsent:
-        cancel(session, now, delivery, _ACTOR, reason)
-
-
-def _hold(session: Session, now: datetime, study_id: int, why: str) -> None:
-    """Hold the open items of a study, or let them go when the doubt is gone."""
-    items = session.scalars(
-        sa.select(Workitem).where(
-            Workitem.study_id == study_id,
-            Workitem.state.not_in([state.value for state in FINAL]),
-            Workitem.hold != why,
-        )
-    )
-    for item in items:
-        item.hold = why
-        item.changed_at = now
-        audit.record(session, now, _ACTOR, "held" if why else "let go", workitem=item.id, study=study_id, detail=why)
+    cancel_unsent(session, now, old.result_id, _ACTOR, reason)

@@ -8,9 +8,9 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from dicomai.database import audit
+from dicomai.database import audit, holds
 from dicomai.database.engine import Database
-from dicomai.database.planning import Image, doubt, images_of
+from dicomai.database.planning import Image, images_of
 from dicomai.database.tables import Acceptance, Instance, Result, ResultObject, Series, Version, Workitem
 from dicomai.database.transitions import cancel, move
 from dicomai.errors import StaleAttemptError
@@ -148,7 +148,12 @@ class Worklist:
     def doubt(self, study_id: int) -> str:
         """Say in a sentence why it is in doubt whose images a study holds; empty where it is not."""
         with self._db.read() as session:
-            return doubt(session, study_id)
+            return holds.doubt(session, study_id)
+
+    def why_wait(self, claim: Claim) -> str:
+        """Say in a sentence why an item has to wait for a person; empty where it need not."""
+        with self._db.read() as session:
+            return holds.why(session, session.get_one(Workitem, claim.item))
 
     def predecessors(self, claim: Claim) -> list[FrozenObject]:
         """Give the objects of the last result that this one supersedes and that may have been sent."""
@@ -239,7 +244,7 @@ class Worklist:
         with self._db.write() as session:
             item = _fenced(session, claim)
             result = session.get_one(Result, item.result_id, with_for_update=True)
-            if doubt(session, item.study_id):
+            if holds.why(session, item):
                 return False
             now_there = {o.id: o.key for o in _objects(session, result.id)}
             if any(now_there[o.id] != o.key for o in seen) or (keys and result.first_sent_at is not None):

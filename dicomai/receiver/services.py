@@ -54,12 +54,14 @@ class Answer:
     Attributes:
         status: Status (0000,0900).
         comment: Error Comment (0000,0902), at most 64 characters, nothing about a patient.
+        error_id: Error ID (0000,0903), where the service class has one; 0 for none.
         ds: the attribute list or action reply, if there is one.
     """
 
     status: int
     comment: str = ""
     ds: Dataset | None = None
+    error_id: int = 0
 
 
 class Service:
@@ -129,6 +131,8 @@ class Services:
             status.Status = answer.status
             if answer.comment:
                 status.ErrorComment = answer.comment
+            if answer.error_id:
+                status.ErrorID = answer.error_id
             return status, answer.ds
 
         return handle
