@@ -2,12 +2,13 @@
 
 from datetime import datetime
 
+import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from dicomai.database import audit
-from dicomai.database.tables import Workitem
+from dicomai.database.tables import Acceptance, Workitem
 from dicomai.errors import WorklistError
-from dicomai.workitem import State, is_legal
+from dicomai.workitem import FINAL, Kind, State, is_legal
 
 
 def move(session: Session, now: datetime, item: Workitem, state: State, actor: str, reason: str = "") -> None:
@@ -32,3 +33,21 @@ def cancel(session: Session, now: datetime, item: Workitem, actor: str, reason: 
     move(session, now, item, State.CANCELED, actor, reason)
     item.lease_owner = item.lease_expires = None
     item.hold = ""
+
+
+def cancel_unsent(session: Session, now: datetime, result_id: int, actor: str, reason: str) -> list[int]:
+    """End the deliveries of a result of which nothing was sent; gives their numbers."""
+    unsent = session.scalars(
+        sa.select(Workitem)
+        .where(
+            Workitem.kind == Kind.DELIVERY.value,
+            Workitem.result_id == result_id,
+            Workitem.state.not_in([state.value for state in FINAL]),
+            Workitem.lease_owner.is_(None),
+            ~sa.exists().where(Acceptance.workitem_id == Workitem.id),
+        )
+        .with_for_update()  # one that is claimed at this moment is being sent, and goes on: never half a result
+    ).all()
+    for delivery in unsent:
+        cancel(session, now, delivery, actor, reason)
+    return [delivery.id for delivery in unsent]
