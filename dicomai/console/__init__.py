@@ -1,4 +1,4 @@
-"""The web page that says at a glance what the node is doing. It shows; it changes nothing."""
+"""The web page that says at a glance what the node is doing and changes nothing; DICOMweb beside it where it is on."""
 
 from dicomai.console.server import Console
 

@@ -1,28 +1,40 @@
-"""The HTTP server behind the page: `/`, `/worklist.json` and `/health`, by GET alone."""
+"""The HTTP server behind the page: `/`, `/worklist.json` and `/health`, by GET alone; and DICOMweb where it is on."""
 
 import json
 import re
 import sys
 import threading
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from dicomai.config import Settings
+from dicomai.console.exchange import Exchange
 from dicomai.console.page import render
 from dicomai.database import Database
 from dicomai.database.overview import Overview
 from dicomai.errors import ConfigurationError, StoreError
 
+if TYPE_CHECKING:
+    from dicomai.console.dicomweb import DicomWeb
+
 log = structlog.get_logger()
+
+MOST_OTHERS = 128
+"""How many connections may be open beside those that DICOMweb may have."""
 
 
 class Console:
     """Serves the page until it is shut down."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, dicomweb: "DicomWeb | None" = None) -> None:
         """Take the port.
+
+        Args:
+            settings: `[node]` and `[console]` are used.
+            dicomweb: answers below `/dicomweb`; None where nothing does.
 
         Raises:
             ConfigurationError: the port cannot be had.
@@ -34,8 +46,10 @@ class Console:
             pass
 
         Handler.overview, Handler.ae_title, Handler.names = overview, settings.node.ae_title, names
+        Handler.dicomweb = self._dicomweb = dicomweb
         try:
-            self._server = _Server((settings.console.host, settings.console.port), Handler)
+            most = settings.receiver.max_associations + MOST_OTHERS
+            self._server = _Server((settings.console.host, settings.console.port), Handler, most)
         except OSError as error:
             raise ConfigurationError(
                 f"The console cannot have {settings.console.host} port {settings.console.port} ({error.strerror}); "
@@ -49,15 +63,34 @@ class Console:
 
     def run(self, stop: threading.Event) -> None:
         """Serve until told to stop."""
-        thread = threading.Thread(target=self._server.serve_forever, name="console", daemon=True)
+        thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="console", daemon=True)
         thread.start()
-        log.info("console answers", port=self.port)
+        log.info("console answers", port=self.port, dicomweb=self._dicomweb is not None)
+        if self._dicomweb is not None:
+            self._dicomweb.run(stop)
         stop.wait()
         self._server.shutdown()
         self._server.server_close()
 
 
 class _Server(ThreadingHTTPServer):
+    request_queue_size = 64
+
+    def __init__(self, address: tuple[str, int], handler: type[Exchange], most_connections: int) -> None:
+        super().__init__(address, handler)
+        self._places = threading.BoundedSemaphore(most_connections)
+
+    def verify_request(self, request: object, client_address: object) -> bool:  # noqa: ARG002  the library's
+        """Close at once what there is no room for: each connection is a thread, and may be slow on purpose."""
+        return self._places.acquire(blocking=False)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Serve a connection, then give its place back."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._places.release()
+
     def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002  the library's
         """Log what went wrong with a request, where the library writes a traceback with its text to standard error."""
         error = sys.exc_info()[1]
@@ -67,26 +100,47 @@ class _Server(ThreadingHTTPServer):
             log.error("a request failed", exc_info=error)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Exchange):
     overview: Overview
     ae_title: str
     names: set[str]
-    server_version = "dicomai"
-    sys_version = ""
-    timeout = 30
+    dicomweb: "DicomWeb | None"
 
-    def do_GET(self) -> None:
-        # A page from elsewhere whose name was pointed at this address must not read the worklist (DNS rebinding).
+    def do_GET(self) -> None:  # noqa: N802  the library's name
+        if self._is_for_us():
+            try:
+                self._route()
+            except StoreError as error:
+                text = json.dumps({"status": str(error)})
+                self._answer(HTTPStatus.SERVICE_UNAVAILABLE, "application/json", text)
+
+    def do_POST(self) -> None:  # noqa: N802  the library's name
+        if self._is_for_us():
+            if self._is_dicomweb and self.dicomweb is not None:
+                self.dicomweb.answer(self)
+            else:
+                self._answer(HTTPStatus.NOT_FOUND, "text/plain", "Nothing is taken here.")
+        self.linger()
+
+    def _is_for_us(self) -> bool:
+        """Answer a request by a wrong name.
+
+        A page from elsewhere whose name was pointed at this address must not read the worklist (DNS rebinding).
+        """
         host = re.sub(r":[0-9]*$", "", (self.headers.get("Host") or "").lower())  # port 80 is left out
-        if host not in self.names and self._is_local:
-            self._answer(HTTPStatus.MISDIRECTED_REQUEST, "text/plain", "Ask for this node by its own address.")
-            return
-        try:
-            self._route()
-        except StoreError as error:
-            self._answer(HTTPStatus.SERVICE_UNAVAILABLE, "application/json", json.dumps({"status": str(error)}))
+        if host in self.names or self.address not in {"127.0.0.1", "::1"}:
+            return True
+        self._answer(HTTPStatus.MISDIRECTED_REQUEST, "text/plain", "Ask for this node by its own address.")
+        return False
+
+    @property
+    def _is_dicomweb(self) -> bool:
+        return self.path.startswith("/dicomweb/")
 
     def _route(self) -> None:
+        if self._is_dicomweb and self.dicomweb is not None:
+            self.dicomweb.answer(self)
+            return
         match self.path.partition("?")[0]:
             case "/":
                 self._answer(HTTPStatus.OK, "text/html", render(self.ae_title, self.overview.entries(200)))
@@ -99,20 +153,5 @@ class _Handler(BaseHTTPRequestHandler):
             case _:
                 self._answer(HTTPStatus.NOT_FOUND, "text/plain", "There is /, /worklist.json and /health.")
 
-    @property
-    def _is_local(self) -> bool:
-        return str(self.client_address[0]) in {"127.0.0.1", "::1"}
-
     def _answer(self, status: HTTPStatus, kind: str, text: str) -> None:
-        body = text.encode()
-        self.send_response(status)
-        self.send_header("Content-Type", f"{kind}; charset=utf-8")
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'")
-        self.send_header("X-Content-Type-Options", "nosniff")
-        self.send_header("Cache-Control", "no-store")
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  the library's name
-        log.debug("request", line=format % args)
+        self.answer(status, f"{kind}; charset=utf-8", text)
