@@ -68,6 +68,7 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_run(commands)
     _add_wire(commands)
+    _add_fetch(commands)
     _add_worklist(commands)
     _add_models(commands)
 
@@ -85,6 +86,8 @@ def parser() -> argparse.ArgumentParser:
     example = "dicomai config check --config dicomai.toml"
     settings = _group(commands, "config", "the configuration", example)
     _add(settings, "check", _config_check, "check the configuration", example, json=True)
+    example = "dicomai config passcode"
+    _add(settings, "passcode", _config_passcode, "make the hash of a passcode for a [[user]]", example)
     database = _group(commands, "db", "the worklist's database", "dicomai db upgrade")
     _add(database, "upgrade", _db_upgrade, "bring the schema to this version", "dicomai db upgrade")
     _add(commands, "doctor", _doctor, "look the node over, and say what to mend", "dicomai doctor", json=True)
@@ -115,6 +118,29 @@ def _add_wire(commands: Commands) -> None:
     echo = _add(commands, "echo", _echo, "verify an AE by C-ECHO", "dicomai echo pacs", json=True)
     for one in (send, echo):
         one.add_argument("destination", metavar="DEST", help="a [[destination]]'s name, or AE@host:port")
+
+
+def _add_fetch(commands: Commands) -> None:
+    example = "dicomai fetch archive --date 20260101-20260131 --modality MR"
+    fetch = _add(commands, "fetch", _fetch, "fetch studies from a source", example, json=True)
+    fetch.add_argument("source", metavar="SOURCE", help="a [[source]]'s name")
+    which = fetch.add_mutually_exclusive_group(required=True)
+    which.add_argument("--study", metavar="UID", help="the study of this StudyInstanceUID")
+    which.add_argument("--accession", metavar="NUMBER", help="the studies of this AccessionNumber")
+    which.add_argument("--date", metavar="DAYS", help="the studies of these days: 20260101-20260131, or 20260101")
+    fetch.add_argument("--modality", metavar="NAME", help="only series of this Modality")
+    fetch.add_argument(
+        "--description", metavar="PATTERN", help="only series whose SeriesDescription fits it whole, in any case"
+    )
+    fetch.add_argument("--method", choices=("move", "get"), help="instead of the source's own")
+    fetch.add_argument("--limit", type=_positive, metavar="N", help="at most so many studies, the oldest first")
+    fetch.add_argument("--dry-run", action="store_true", help="list what there is, and fetch nothing")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!a} is no number of studies: write 1 or more.")
+    return int(text)
 
 
 def _add_worklist(commands: Commands) -> None:
@@ -218,6 +244,21 @@ def _echo(arguments: argparse.Namespace, settings: Settings) -> int:
     return wire.echo(settings, arguments.destination, as_json=arguments.json)
 
 
+def _fetch(arguments: argparse.Namespace, settings: Settings) -> int:
+    from dicomai.commands import fetch
+    from dicomai.sources.query import Query
+
+    query = Query.of(
+        study=arguments.study,
+        accession=arguments.accession,
+        dates=arguments.date,
+        modality=arguments.modality,
+        description=arguments.description,
+    )
+    options = fetch.Options(arguments.method, arguments.limit, arguments.dry_run, arguments.json)
+    return fetch.fetch(settings, arguments.source, query, options)
+
+
 def _worklist_list(arguments: argparse.Namespace, settings: Settings) -> int:
     from dicomai.commands import worklist
 
@@ -264,6 +305,12 @@ def _config_check(arguments: argparse.Namespace, settings: Settings) -> int:
     from dicomai.commands import check
 
     return check.config_check(settings, arguments.config, as_json=arguments.json)
+
+
+def _config_passcode(_arguments: argparse.Namespace, _settings: Settings) -> int:
+    from dicomai.commands import check
+
+    return check.config_passcode()
 
 
 def _db_upgrade(_: argparse.Namespace, settings: Settings) -> int:

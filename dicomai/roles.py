@@ -5,6 +5,7 @@ Every process comes through this module, and a sender waits for the receiver: ea
 
 import contextlib
 import fcntl
+import gc
 import logging
 import multiprocessing
 import os
@@ -22,12 +23,18 @@ from typing import TYPE_CHECKING
 import structlog
 
 from dicomai import log
-from dicomai.config import Settings
+from dicomai.config import Settings, SourceSettings
 from dicomai.errors import ConfigurationError, DicomaiError
 from dicomai.store import Store
 
 if TYPE_CHECKING:
+    from apscheduler.schedulers.background import BackgroundScheduler
+
     from dicomai.bundle import Bundle
+    from dicomai.console.dicomweb import DicomWeb
+    from dicomai.database import Database
+    from dicomai.intake import Intake
+    from dicomai.receiver.services import Service
 
 # ruff: noqa: PLC0415
 
@@ -114,20 +121,40 @@ def _watch_parent(cue: _Cue) -> None:
 
 def _receiver(settings: Settings, cue: _Cue) -> None:
     from dicomai.database import Database
-    from dicomai.intake import Intake
     from dicomai.receiver import serve as receive
 
     cue.wait()
     with locked(settings.node.storage / "receiver.lock", patience=10.0):
-        quiet = min([settings.receiver.quiet_period, *(route.quiet_period for route in settings.routes)])
-        intake = Intake(
-            Store(settings.node.storage),
-            Database(settings.node.worklist_url),
-            quiet_period=quiet,
-            min_free_bytes=settings.receiver.min_free_bytes,
-        )
+        database = Database(settings.node.worklist_url)
+        intake = intake_of(settings, Store(settings.node.storage), database)
         intake.recover()
-        receive(settings, intake, cue.stop, lambda _: cue.ready())
+        # What is there now stays; what comes with each instance goes by itself, and seldom in cycles.
+        gc.freeze()
+        gc.set_threshold(50_000)
+        receive(settings, intake, cue.stop, lambda _: cue.ready(), _services(settings, database))
+
+
+def _services(settings: Settings, database: "Database") -> "list[Service]":
+    """Make what the receiver offers beside Verification and Storage."""
+    services: list[Service] = []
+    if settings.receiver.procedure_steps:
+        from dicomai.database.announcements import Announcements
+        from dicomai.receiver.procedure_steps import ProcedureSteps
+
+        services.append(ProcedureSteps(Announcements(database)))
+    if settings.receiver.availability:
+        from dicomai.database.announcements import Announcements
+        from dicomai.receiver.availability import Availability
+
+        services.append(Availability(Announcements(database)))
+    if settings.receiver.commitment:
+        from dicomai.database.commitments import Commitments
+        from dicomai.receiver.commitment import StorageCommitment
+
+        commitments = Commitments(database)
+        commitments.recover()
+        services.append(StorageCommitment(settings, Store(settings.node.storage), commitments))
+    return services
 
 
 def _planner(settings: Settings, cue: _Cue) -> None:
@@ -149,10 +176,38 @@ def _planner(settings: Settings, cue: _Cue) -> None:
     # A sweep that is still under way is no news.
     logging.getLogger("apscheduler").setLevel(logging.ERROR)
     scheduler.add_job(planner.sweep, "interval", seconds=0.5, max_instances=1, coalesce=True, misfire_grace_time=None)
+    _count(settings, scheduler)
     scheduler.start()
     cue.ready()
     cue.stop.wait()
     scheduler.shutdown()
+
+
+def _count(settings: Settings, scheduler: "BackgroundScheduler") -> None:
+    """Ask the sources of which it is wanted for counts, each on a thread of its own."""
+    asked = [source for source in settings.source if source.counts]
+    if not asked:
+        return
+    from apscheduler.executors.pool import ThreadPoolExecutor
+
+    from dicomai.counts import INTERVAL, Counts
+    from dicomai.database import Database
+    from dicomai.database.announcements import Announcements
+    from dicomai.sources.dimse import series_counts
+
+    announcements = Announcements(Database(settings.node.worklist_url))
+    scheduler.add_executor(ThreadPoolExecutor(len(asked)), "counts")
+    for source in asked:
+
+        def ask(study: str, source: SourceSettings = source) -> dict[str, int]:
+            patience = min(source.timeout, GRACE_SECONDS / 2)  # at the end of the role it is waited for
+            return series_counts(source, settings.node.ae_title, study, patience, settings.tls)
+
+        counts = Counts(announcements, source.name, source.ae_title, ask)
+        scheduler.add_job(
+            counts.sweep, "interval", seconds=INTERVAL, executor="counts",
+            max_instances=1, coalesce=True, misfire_grace_time=None,
+        )  # fmt: skip
 
 
 def _worker(settings: Settings, cue: _Cue) -> None:
@@ -189,7 +244,9 @@ def _delivery(settings: Settings, cue: _Cue) -> None:
         delivery.Delivery(
             store,
             database,
-            open_destination(one, calling_ae=settings.node.ae_title, timeout=settings.delivery.timeout),
+            open_destination(
+                one, calling_ae=settings.node.ae_title, timeout=settings.delivery.timeout, tls=settings.tls
+            ),
             settings.delivery,
         )
         for one in settings.destination
@@ -202,9 +259,37 @@ def _console(settings: Settings, cue: _Cue) -> None:
     from dicomai.console import Console
 
     cue.wait()
-    console = Console(settings)
-    cue.ready()
-    console.run(cue.stop)
+    with contextlib.ExitStack() as stack:
+        web = stack.enter_context(_dicomweb(settings)) if settings.console.dicomweb else None
+        console = Console(settings, web)
+        cue.ready()
+        console.run(cue.stop)
+
+
+@contextlib.contextmanager
+def _dicomweb(settings: Settings) -> "Iterator[DicomWeb]":
+    from dicomai.console.dicomweb import DicomWeb
+    from dicomai.database import Database
+
+    with locked(settings.node.storage / "console.lock", patience=10.0):
+        store, database = Store(settings.node.storage, way_in="console"), Database(settings.node.worklist_url)
+        intake = intake_of(settings, store, database)
+        intake.recover()
+        yield DicomWeb(settings, intake, store, database)
+
+
+def intake_of(settings: Settings, store: Store, database: "Database") -> "Intake":
+    """Make a node's way in."""
+    from dicomai.intake import Intake
+
+    quiet = min([settings.receiver.quiet_period, *(route.quiet_period for route in settings.routes)])
+    return Intake(
+        store,
+        database,
+        quiet_period=quiet,
+        min_free_bytes=settings.receiver.min_free_bytes,
+        max_instance_bytes=settings.receiver.max_instance_bytes,
+    )
 
 
 _ROLES: dict[Role, Callable[[Settings, _Cue], None]] = {

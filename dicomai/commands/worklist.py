@@ -14,6 +14,11 @@ from dicomai.errors import ConfigurationError
 
 
 def overview(settings: Settings) -> Overview:
+    """Open the worklist of a node, to look at it; errors are those of `database`."""
+    return Overview(database(settings))
+
+
+def database(settings: Settings) -> Database:
     """Open the worklist of a node.
 
     Raises:
@@ -23,10 +28,10 @@ def overview(settings: Settings) -> Overview:
     file = missing_file(settings)
     if file is not None:
         raise ConfigurationError(f"There is no worklist at {file}: `dicomai serve` or `dicomai db upgrade` makes it.")
-    database = Database(settings.node.worklist_url)
-    if not database.is_current():
+    one = Database(settings.node.worklist_url)
+    if not one.is_current():
         raise ConfigurationError("The worklist has the schema of another version: run `dicomai db upgrade`.")
-    return Overview(database)
+    return one
 
 
 def missing_file(settings: Settings) -> Path | None:
@@ -120,8 +125,11 @@ def change(settings: Settings, verb: str, number: int) -> int:
             worklist.cancel(number, who)
             console().print(f"Workitem {number} is CANCELED.")
         case "release":
-            worklist.release(number, who)
-            console().print(f"Workitem {number} goes on with the images as they came first.")
+            why = worklist.release(number, who)
+            if why:
+                console().print(f"Workitem {number} waits for another word: {why}")
+            else:
+                console().print(f"Workitem {number} goes on with the images that are here, as they came first.")
         case _:
             raise ConfigurationError(f"There is no `dicomai worklist {verb}`.")
     return 0

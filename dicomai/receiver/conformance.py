@@ -11,7 +11,16 @@ from pathlib import Path
 from pydicom.uid import UID
 
 from dicomai import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
-from dicomai.receiver import contexts, policy, statuses
+from dicomai.receiver import commitment, contexts, policy, statuses
+from dicomai.receiver.availability import Availability
+from dicomai.receiver.procedure_steps import ProcedureSteps
+from dicomai.receiver.services import Service
+
+_SERVICES: tuple[tuple[type[Service], str, str], ...] = (
+    (ProcedureSteps, "N-CREATE, N-SET", "procedure_steps"),
+    (Availability, "N-CREATE", "availability"),
+    (commitment.StorageCommitment, "N-ACTION, N-EVENT-REPORT", "commitment"),
+)
 
 _BLOCK = re.compile(r"(<!-- table: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -40,6 +49,18 @@ def conformance_tables() -> dict[str, str]:
         "refusals": _table(
             ("Result", "Source", "Reason", "Meaning", "When"),
             ((str(r.result), str(r.source), str(r.diagnostic), r.meaning, r.when) for r in policy.REASONS),
+        ),
+        "services": _table(
+            ("SOP class", "UID", "Role", "Operations", "Offered where this is true"),
+            (
+                (name, uid, "SCP", operations, f"`receiver.{key}`")
+                for service, operations, key in _SERVICES
+                for uid, name in service.SOP_CLASSES.items()
+            ),
+        ),
+        "commitment-failures": _table(
+            ("Failure Reason", "Meaning"),
+            ((f"{reason:04X}", meaning) for reason, meaning in commitment.FAILURES.items()),
         ),
         "statuses": _table(
             ("Status", "Meaning", "When", "Error Comment"),

@@ -161,7 +161,7 @@ class Node:
         self.process.wait()
         until(lambda: not self.processes(), 10, lambda: f"left over: {self.processes()}")
         self.process = None
-        assert not is_listening(self.port)
+        until(lambda: not is_listening(self.port), 10)  # a thread may be in a sync when its process has ended
 
     def _owners(self) -> list[str]:
         with self._database() as database:
@@ -183,6 +183,7 @@ def node(
     *,
     routes: Sequence[Mapping[str, Any]] = (),
     destinations: Sequence[Mapping[str, Any]] = (),
+    sources: Sequence[Mapping[str, Any]] = (),
     receiver: Mapping[str, Any] | None = None,
     **sections: Mapping[str, Any],
 ) -> Iterator[Node]:
@@ -193,6 +194,7 @@ def node(
         weights: the folder `weights` of another storage, to be used here.
         routes: entries of `[[route]]`.
         destinations: entries of `[[destination]]`.
+        sources: entries of `[[source]]`.
         receiver: keys of `[receiver]`; a series is complete after one second unless they say otherwise.
         sections: further sections of the configuration.
     """
@@ -209,6 +211,7 @@ def node(
     }
     text = [f"[{name}]\n{_lines(table)}" for name, table in tables.items()]
     text += [f"[[destination]]\n{_lines(one)}" for one in destinations]
+    text += [f"[[source]]\n{_lines(one)}" for one in sources]
     text += [f"[[route]]\n{_lines({'model': 'brain_extraction', **one})}" for one in routes]
     ready.config.write_text("\n".join(text), encoding="utf-8")
     try:

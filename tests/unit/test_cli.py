@@ -1,6 +1,7 @@
 """The command line's promises that need no other process: help, exit statuses, one sentence per error, the docs."""
 
 import argparse
+import io
 import re
 import shlex
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dicomai import cli, folder
+from dicomai import cli, folder, passcodes
 from dicomai.commands import wire
 from dicomai.config import DicomDestination, Settings
 from dicomai.errors import ConfigurationError
@@ -99,6 +100,24 @@ class TestHelp:
             cli.main(words.split())
         assert end.value.code == 2
         assert "usage: dicomai" in capsys.readouterr().err
+
+
+class TestPasscode:
+    def test_a_passcode_becomes_a_hash_that_the_configuration_takes(
+        self, elsewhere: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("sys.stdin", io.StringIO("4711\n"))
+        assert cli.main(["config", "passcode"]) == 0
+        text = capsys.readouterr().out.strip()
+        assert passcodes.fits(b"4711", text)
+        (elsewhere / "dicomai.toml").write_text(f'[[user]]\nname = "ct01"\npasscode = "{text}"\n')
+        assert cli.main(["config", "check"]) == 0
+        (elsewhere / "dicomai.toml").write_text('[[user]]\nname = "ct01"\npasscode = "4711"\n')
+        capsys.readouterr()
+        status, said = failure(capsys, "config", "check")
+        assert status == 2
+        assert "dicomai config passcode" in said
+        assert "4711" not in said
 
 
 class TestErrors:

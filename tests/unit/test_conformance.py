@@ -8,6 +8,7 @@ from pydicom.uid import UID
 
 from dicomai import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, errors
 from dicomai.config import DeliverySettings, NodeSettings, ReceiverSettings
+from dicomai.console import stow
 from dicomai.destinations.dimse import Answer
 from dicomai.receiver import conformance, connections, contexts, statuses
 from dicomai.receiver.conformance import conformance_tables
@@ -73,6 +74,12 @@ def _statuses(listed: str) -> list[int]:
         found += range(int(item.replace("x", "0"), 16), int(item.replace("x", "F"), 16) + 1)
     assert found
     return found
+
+
+def test_every_failure_reason_of_stow_is_in_the_text(text: str) -> None:
+    table = text.partition("| Failure Reason | When |")[2].partition("\n\n")[0]
+    listed = re.findall(r"^\| ([0-9A-F]{4}) \|", table, re.M)
+    assert sorted(listed) == sorted({f"{status.code:04X}" for status in stow.FAILURES})
 
 
 def test_the_implementation_is_named_as_the_standard_says() -> None:

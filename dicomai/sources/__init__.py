@@ -1,0 +1,1 @@
+"""Where studies are fetched from: C-FIND, C-MOVE and C-GET SCU."""
