@@ -13,7 +13,8 @@
     ├── BundleError             a model's folder or weights are wrong
     ├── InferenceError          the network did not run, or its answer is not usable
     ├── StoreError              the disk or the index failed; the sender should try again
-    │   └── StorageFullError    no room
+    │   ├── StorageFullError    no room
+    │   └── ContendedError      two transactions waited for each other, and this one gave way
     ├── WorklistError           a step that the state of a workitem does not allow
     │   └── StaleAttemptError   another worker has taken the item over
     └── DeliveryError           a destination did not take an object, or a source did not give one
@@ -79,6 +80,10 @@ class StoreError(DicomaiError):
 
 class StorageFullError(StoreError):
     """There is no room for another instance."""
+
+
+class ContendedError(StoreError):
+    """Two transactions waited for each other: the database undid this one, and it may be tried again at once."""
 
 
 class WorklistError(DicomaiError):

@@ -19,6 +19,8 @@ MOST_INFLATED = 1024**3
 """How many bytes a deflated data set may have once it is inflated, which takes this much memory."""
 
 _BLOCK = 1024**2
+_UNDEFINED = 0xFFFFFFFF  # length (PS3.5 7.1.1)
+_ELEMENT_HEAD = 8  # tag, VR and length, of which the long ones have 4 bytes more
 _PIXELS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})  # Float, Double Float, Pixel Data (PS3.3 C.7.6.24, C.7.6.3)
 _UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 _WANTED: list[BaseTag | int] = [
@@ -91,14 +93,15 @@ def read_header(stream: BinaryIO, transfer_syntax_uid: str) -> Header:
     try:
         if transfer_syntax_uid == DeflatedExplicitVRLittleEndian:
             stream = _inflated(stream)
+        end = _End(stream)
         ds = read_dataset(
             stream,
             is_implicit_VR=transfer_syntax_uid == ImplicitVRLittleEndian,
             is_little_endian=transfer_syntax_uid != ExplicitVRBigEndian,
-            stop_when=lambda tag, _vr, _length: tag in _PIXELS,
+            stop_when=end.is_reached,
             specific_tags=_WANTED,
         )
-        _refuse_cut(stream)
+        end.refuse_cut()
         return Header.of(ds)
     except UNREADABLE as error:
         if isinstance(error, OSError) and error.errno is not None:
@@ -113,12 +116,36 @@ def _text(ds: Dataset, keyword: str) -> str:
     return str(ds.get(keyword) or "").replace("\0", "")
 
 
-def _refuse_cut(stream: BinaryIO) -> None:
-    """Refuse a data set that ends inside an element, past which the library goes without a word."""
-    position = stream.tell()
-    if position > stream.seek(0, os.SEEK_END):
-        raise EOFError("the data set ends inside an element")
-    stream.seek(position)
+class _End:
+    """Where the reading of a data set ends: at the pixels, or at an end that has to be that of an element.
+
+    The library takes a data set that ends inside an element for one that ends there, and half a UID for a whole one.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._element_ends: int | None = 0  # None where only its content tells
+        self._is_reached = False
+
+    def is_reached(self, tag: BaseTag, _vr: str | None, length: int) -> bool:
+        """Look at an element of the top level whose value comes next; tells whether it is the pixels."""
+        self._element_ends = self._stream.tell() + length if length != _UNDEFINED else None
+        self._is_reached = tag in _PIXELS
+        return self._is_reached
+
+    def refuse_cut(self) -> None:
+        """Refuse a data set that ended elsewhere; zeros that fill it up are none of it.
+
+        Raises:
+            EOFError: it ends inside an element.
+        """
+        position, size = self._stream.tell(), self._stream.seek(0, os.SEEK_END)
+        ends = position if self._is_reached or self._element_ends is None else self._element_ends
+        self._stream.seek(ends)
+        rest = b"" if position < size else self._stream.read(_ELEMENT_HEAD)
+        self._stream.seek(position)
+        if ends > size or any(rest):
+            raise EOFError("the data set ends inside an element")
 
 
 def _inflated(stream: BinaryIO) -> BinaryIO:
@@ -134,5 +161,7 @@ def _inflated(stream: BinaryIO) -> BinaryIO:
             raise UnreadableError(
                 f"The deflated data set has more than {MOST_INFLATED} bytes; send it in another transfer syntax."
             )
+    if not inflate.eof:
+        raise EOFError("the deflated data set has no end")
     data.seek(0)
     return data

@@ -59,6 +59,10 @@ class Intake:
         """Tell whether the disk is above its low-water mark."""
         return self._store.free_bytes() >= self._min_free_bytes
 
+    def elsewhere(self, address: str) -> tuple[int, int]:
+        """Count the associations that other processes have open: in all, and from an address."""
+        return self._associations.elsewhere(address)
+
     def open_association(self, calling_ae: str, address: str) -> int:
         """Write down an accepted association; gives its number."""
         return self._associations.open(calling_ae, address)
@@ -115,6 +119,8 @@ class Intake:
             if not new:  # the lasting name is somebody else's to clear up, or has its row already
                 self._store.settle(incoming)
             raise
+        if not new:  # whose the lasting name was may have ended and cleared it up before there was a row
+            self._store.publish(incoming, arrival.key)
         self._store.settle(incoming)
         if outcome.recorded is Recorded.CONFLICT:
             log.warning(

@@ -42,9 +42,14 @@ _LONGEST_PAUSE = 60.0
 
 @dataclass
 class _Child:
-    """A role's process, and the pipe whose end it takes for its parent's."""
+    """A role's process, and the pipe whose end it takes for its parent's.
+
+    Attributes:
+        number: which of the role's processes it is, from 1; there are several receivers.
+    """
 
     role: Role
+    number: int
     process: BaseProcess
     pipe: Connection
     started: float
@@ -64,7 +69,8 @@ class Node:
 
     settings: Settings
     roles: tuple[Role, ...] = STOPPING_ORDER
-    _children: dict[Role, _Child] = field(default_factory=dict)
+    _children: dict[tuple[Role, int], _Child] = field(default_factory=dict)
+    _door: socket.socket | None = None  # what the receivers listen on together
     _started: bool = False
     _stopping: bool = False
     _locks: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
@@ -79,19 +85,26 @@ class Node:
             ConfigurationError: the configuration is wrong, or a role found it so.
             DicomaiError: something is missing, or a role did not start.
         """
-        receives = Role.RECEIVER in self.roles
-        if receives:
-            self._spawn(Role.RECEIVER)
+        for role in _ONE_EACH:
+            if role in self.roles:
+                lock = self.settings.node.storage / f"node-{role.value}.lock"
+                self._locks.enter_context(locked(lock, patience=0.0))
+        first: list[_Child] = []
+        if Role.RECEIVER in self.roles:
+            self._door = _door(self.settings)
+            first = [self._spawn(Role.RECEIVER)]
         self._prepare()
         self._started = True
-        if receives:
-            _begin(self._children[Role.RECEIVER])
-            self._await(Role.RECEIVER)
-        others = [role for role in self.roles if role is not Role.RECEIVER and not self._stopping]
-        for role in others:
-            _begin(self._spawn(role))
-        for role in others:
-            self._await(role)
+        for child in first:
+            _begin(child)
+            self._await(child)
+        more = [] if not first else [(Role.RECEIVER, n + 2) for n in range(self.settings.receiver.processes - 1)]
+        more += [(role, 1) for role in self.roles if role is not Role.RECEIVER]
+        others = [self._spawn(role, number) for role, number in more if not self._stopping]
+        for child in others:
+            _begin(child)
+        for child in others:
+            self._await(child)
         if self._stopping:
             return
         settings = self.settings.node
@@ -112,9 +125,6 @@ class Node:
                 if Role.WORKER in self.roles:
                     weights.located(one, storage)
         Store(storage)
-        for role in _ONE_EACH:
-            if role in self.roles:
-                self._locks.enter_context(locked(storage / f"node-{role.value}.lock", patience=0.0))
         with locked(storage / "migration.lock"):
             database = Database(self.settings.node.worklist_url)
             database.migrate()
@@ -128,12 +138,12 @@ class Node:
             The exit status.
         """
         while not self._stopping:
-            alive = {c.process.sentinel: role for role, c in self._children.items() if c.again_at is None}
+            alive = {c.process.sentinel: c for c in self._children.values() if c.again_at is None}
             for ended in wait(list(alive), timeout=0.2):
-                self._note_end(self._children[alive[cast("int", ended)]])
-            for role, child in self._children.items():
+                self._note_end(alive[cast("int", ended)])
+            for child in list(self._children.values()):
                 if child.again_at is not None and time.monotonic() >= child.again_at:
-                    _begin(self._spawn(role, child.failures))
+                    _begin(self._spawn(child.role, child.number, child.failures))
         return 0
 
     def request_stop(self) -> None:
@@ -143,34 +153,38 @@ class Node:
     def stop(self) -> None:
         """Stop every role in order: no more in, then what is under way, then out."""
         self._stopping = True
+        if self._door is not None:
+            self._door.close()
         for role in STOPPING_ORDER:
-            child = self._children.pop(role, None)
-            if child is None:
-                continue
-            child.pipe.close()
-            child.process.join(GRACE_SECONDS)
-            if child.process.is_alive():
-                logger.warning("a role does not end; it is killed", role=role.value)
-                child.process.kill()
-                child.process.join()
+            ending = [child for child in self._children.values() if child.role is role]
+            for child in ending:
+                child.pipe.close()
+            for child in ending:
+                child.process.join(GRACE_SECONDS)
+                if child.process.is_alive():
+                    logger.warning("a role does not end; it is killed", role=role.value)
+                    child.process.kill()
+                    child.process.join()
+        self._children.clear()
         self._locks.close()
         if self._started:
             logger.info("node stopped")
 
-    def _spawn(self, role: Role, failures: int = 0) -> _Child:
+    def _spawn(self, role: Role, number: int = 1, failures: int = 0) -> _Child:
         """Spawn a role; it begins when its pipe says so."""
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
+        door = self._door if role is Role.RECEIVER else None
         process = context.Process(
-            target=run_role, args=(role.value, self.settings, theirs), name=f"dicomai {role.value}"
+            target=run_role, args=(role.value, number, self.settings, theirs, door), name=f"dicomai {role.value}"
         )
         process.start()
         theirs.close()
-        child = self._children[role] = _Child(role, process, ours, time.monotonic(), failures)
+        child = self._children[role, number] = _Child(role, number, process, ours, time.monotonic(), failures)
         return child
 
-    def _await(self, role: Role) -> None:
-        child = self._children[role]
+    def _await(self, child: _Child) -> None:
+        role = child.role
         ready: list[object] = []
         while not ready:
             if self._stopping:
@@ -217,6 +231,31 @@ class Node:
                     logger.info("a worker is gone; its items go on", owner=owner, items=worklist.expire(owner))
         finally:
             database.close()
+
+
+def _door(settings: Settings) -> socket.socket:
+    """Take the port, before anybody listens on it; every receiver accepts from it whoever is nobody else's yet.
+
+    It is the parent's: no other node can have the port, and who knocks while a receiver is started anew waits.
+
+    Raises:
+        ConfigurationError: the port cannot be had.
+    """
+    node = settings.node
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            node.host, node.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        door = socket.socket(family, kind, protocol)
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        door.bind(address)
+    except OSError as error:
+        raise ConfigurationError(
+            f"Cannot listen on {node.host} port {node.port} ({error.strerror or error}): end what uses it, or set"
+            " node.host and node.port."
+        ) from error
+    door.setblocking(False)
+    return door
 
 
 def _begin(child: _Child) -> None:

@@ -10,6 +10,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -57,14 +58,22 @@ class Role(StrEnum):
     CONSOLE = "console"
 
 
-def run_role(name: str, settings: Settings, pipe: Connection) -> None:
-    """Be one role; the entry of a spawned process."""
+def run_role(name: str, number: int, settings: Settings, pipe: Connection, door: socket.socket | None = None) -> None:
+    """Be one role; the entry of a spawned process.
+
+    Args:
+        name: of the role.
+        number: which of the role's processes this is, from 1.
+        settings: of the node.
+        pipe: to the parent.
+        door: what the receivers listen on together.
+    """
     role = Role(name)
     # The parent alone hears the terminal's Ctrl-C and tells each role in its turn.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     log.configure(settings.node.log, role=role.value)
-    cue = _Cue(pipe)
+    cue = _Cue(pipe, number, door)
     threading.Thread(target=_watch_parent, args=(cue,), daemon=True).start()
     try:
         _ROLES[role](settings, cue)
@@ -84,11 +93,15 @@ class _Cue:
     """What the parent says to a role, and the role to it.
 
     Attributes:
+        number: which of the role's processes this is, from 1.
+        door: what the receivers listen on together.
         begin: storage and database are in order; set at the end too, so that nobody waits for it in vain.
         stop: this is the end.
     """
 
     pipe: Connection
+    number: int = 1
+    door: socket.socket | None = None
     begin: threading.Event = field(default_factory=threading.Event)
     stop: threading.Event = field(default_factory=threading.Event)
 
@@ -124,18 +137,33 @@ def _receiver(settings: Settings, cue: _Cue) -> None:
     from dicomai.receiver import serve as receive
 
     cue.wait()
-    with locked(settings.node.storage / "receiver.lock", patience=10.0):
+    way_in = _receiver_named(cue.number)
+    with locked(settings.node.storage / f"{way_in}.lock", patience=10.0):
         database = Database(settings.node.worklist_url)
-        intake = intake_of(settings, Store(settings.node.storage), database)
+        if cue.number == 1:
+            _clear_up_after_others(settings, database)
+        intake = intake_of(settings, Store(settings.node.storage, way_in), database)
         intake.recover()
         # What is there now stays; what comes with each instance goes by itself, and seldom in cycles.
         gc.freeze()
         gc.set_threshold(50_000)
-        receive(settings, intake, cue.stop, lambda _: cue.ready(), _services(settings, database))
+        receive(settings, intake, cue.stop, lambda _: cue.ready(), _services(settings, database, cue.number), cue.door)
 
 
-def _services(settings: Settings, database: "Database") -> "list[Service]":
-    """Make what the receiver offers beside Verification and Storage."""
+def _receiver_named(number: int) -> str:
+    return "receiver" if number == 1 else f"receiver-{number}"
+
+
+def _clear_up_after_others(settings: Settings, database: "Database") -> None:
+    """Clear up after receivers of an earlier start that had more of them."""
+    known = {_receiver_named(number + 1) for number in range(settings.receiver.processes)}
+    for folder in (settings.node.storage / "incoming").glob("receiver-*"):
+        if folder.name not in known:
+            intake_of(settings, Store(settings.node.storage, folder.name), database).recover()
+
+
+def _services(settings: Settings, database: "Database", number: int) -> "list[Service]":
+    """Make what a receiver offers beside Verification and Storage."""
     services: list[Service] = []
     if settings.receiver.procedure_steps:
         from dicomai.database.announcements import Announcements
@@ -152,7 +180,8 @@ def _services(settings: Settings, database: "Database") -> "list[Service]":
         from dicomai.receiver.commitment import StorageCommitment
 
         commitments = Commitments(database)
-        commitments.recover()
+        if number == 1:
+            commitments.recover()
         services.append(StorageCommitment(settings, Store(settings.node.storage), commitments))
     return services
 

@@ -149,19 +149,14 @@ class Store:
         Returns:
             Whether the lasting name is new: if so, the temporary one stands for it until its row is committed.
         """
-        target = self._root / key
-        folder = target.parent
+        path = self._incoming / incoming.name
         with _translated("store an instance"):
             try:
-                self._make_folder(folder)
-                os.link(self._incoming / incoming.name, target)
-                new = True
-            except FileExistsError:
-                new = False
+                new = self._link(path, key)
             except OSError:  # no lasting name: each further try would leave one more file on a disk that may be full
-                (self._incoming / incoming.name).unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
                 raise
-            _sync_folder(folder)
+            _sync_folder((self._root / key).parent)
         return new
 
     def settle(self, incoming: Incoming) -> None:
@@ -209,6 +204,22 @@ class Store:
         """Tell whether there is a file of that key."""
         return (self._root / key).is_file()
 
+    def _link(self, path: Path, key: str) -> bool:
+        """Give a file a lasting name; tells whether that was not taken."""
+        target = self._root / key
+        self._make_folder(target.parent)
+        try:
+            os.link(path, target)
+        except FileExistsError:
+            return False
+        return True
+
+    def _withdraw(self, path: Path, key: str) -> None:
+        """Take a lasting name away if this file alone stands behind it."""
+        target = self._root / key
+        if target.exists() and path.samefile(target):
+            target.unlink()
+
     def _make_folder(self, folder: Path) -> None:
         """Make a folder durably: returns when its entry and those of its parents are synced, whoever made them."""
         if folder in self._durable and folder.is_dir():
@@ -224,7 +235,8 @@ class Store:
         """Judge what an end without warning left in `incoming/`; call it while nothing is being received.
 
         A file whose row was committed keeps its lasting name. Any other was never acknowledged: it goes, and so does
-        the lasting name if this file alone stands behind it.
+        the lasting name if this file alone stands behind it. Another way in may have found that name taken by the same
+        bytes, and commit its row at this moment: then the name comes back, here or there (see `Intake.accept`).
 
         Args:
             key_of: gives the key of a received file, None if it is not whole.
@@ -238,12 +250,14 @@ class Store:
             for path in sorted(self._incoming.iterdir()):
                 with path.open("rb") as stream:
                     key = key_of(stream)
+                if key is not None and not known(key):
+                    self._withdraw(path, key)
                 if key is not None and known(key):
                     kept += 1
+                    self._link(path, key)
+                    _sync_folder((self._root / key).parent)
                 else:
                     gone += 1
-                    if key is not None and (self._root / key).exists() and path.samefile(self._root / key):
-                        (self._root / key).unlink()
                 path.unlink()
         return kept, gone
 

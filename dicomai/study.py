@@ -47,8 +47,9 @@ class Identity:
 
 
 UNREADABLE = (
-    pydicom.errors.InvalidDicomError, pydicom.errors.BytesLengthException, EOFError, ValueError, OSError, LookupError, TypeError, AttributeError,
-    NotImplementedError, RuntimeError, ArithmeticError, MemoryError, struct.error, zlib.error,
+    pydicom.errors.InvalidDicomError, pydicom.errors.BytesLengthException, EOFError, ValueError, OSError, LookupError,
+    TypeError, AttributeError, NotImplementedError, RuntimeError, ArithmeticError, MemoryError, struct.error,
+    zlib.error,
 )  # fmt: skip
 """What reading raises for a file that is no DICOM, or one that a device, a disk or an attacker has broken."""
 

@@ -261,6 +261,11 @@ class MemoryIntake:
         """As set."""
         return self.room
 
+    def elsewhere(self, address: str) -> tuple[int, int]:
+        """Nothing is."""
+        del address
+        return 0, 0
+
     def open_association(self, calling_ae: str, address: str) -> int:
         """Count from 1."""
         with self.lock:

@@ -98,6 +98,7 @@ class ReceiverSettings(_Section):
     """`[receiver]`: who may send, how much, and when a series is complete."""
 
     allow: tuple[str, ...] = ()
+    processes: Annotated[int, Field(ge=1, le=64)] = Field(default_factory=lambda: min(4, os.cpu_count() or 1))
     max_associations: Annotated[int, Field(ge=1)] = 64
     max_pdu: Annotated[int, Field(ge=4096)] = 131072
     quiet_period: Seconds = 60.0

@@ -62,6 +62,20 @@ class Associations:
                 .values(ended_at=self._db.now(session), end=end.value)
             )
 
+    def elsewhere(self, address: str) -> tuple[int, int]:
+        """Count what is open at other receivers than this one: in all, and from an address."""
+        with self._db.read() as session:
+            rows = session.execute(
+                sa.select(Association.address, sa.func.count())
+                .where(
+                    Association.ended_at.is_(None),
+                    Association.way_in.startswith("receiver"),
+                    Association.way_in != self._way_in,
+                )
+                .group_by(Association.address)
+            ).all()
+        return sum(count for _, count in rows), sum(count for near, count in rows if near == address[:64])
+
     def lose_expired(self) -> int:
         """End those whose lease ran out; gives how many."""
         with self._db.write() as session:
@@ -83,6 +97,6 @@ def _lose(session: sa.orm.Session, condition: sa.ColumnElement[bool]) -> int:
     return len(rows.all())
 
 
-def _in_order(condition: sa.ColumnElement[bool]) -> sa.Select[tuple[int]]:
+def _in_order(condition: sa.ColumnElement[bool]) -> sa.Select[int]:
     """Lock rows one by one as the recorder does: two that each hold what the other waits for would both fail."""
-    return sa.select(Association.id).where(condition).order_by(Association.id).with_for_update()
+    return sa.select(Association.id).where(condition).order_by(Association.id).with_for_update(key_share=True)

@@ -2,10 +2,10 @@
 
 import contextlib
 import socket
-import threading
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -13,7 +13,8 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.orm import Session
 
 from dicomai.database.tables import Installation
-from dicomai.errors import ConfigurationError, StoreError
+from dicomai.database.turn import Turn
+from dicomai.errors import ConfigurationError, ContendedError, StorageFullError, StoreError
 
 _MIGRATION_LOCK = 0xD1C0  # PostgreSQL advisory lock; any number that nobody else in this database uses
 
@@ -42,9 +43,9 @@ class Database:
                 "node.worklist is no database URL; write sqlite:////path or postgresql+psycopg://user@host/name."
             ) from error
         self.url = url
-        # SQLite has one writer at a time; queueing here is fairer than its busy handler's sleeps.
+        # SQLite has one writer at a time; queueing for it is fairer and quicker than its busy handler's sleeps.
         self._turn: contextlib.AbstractContextManager[Any] = (
-            threading.Lock() if self._sqlite else contextlib.nullcontext()
+            Turn(Path(f"{parsed.database}.turn")) if self._sqlite else contextlib.nullcontext()
         )
         if self._sqlite:
             sa.event.listen(self._engine, "connect", _prepare_sqlite)
@@ -126,6 +127,8 @@ class Database:
     def close(self) -> None:
         """Close every connection."""
         self._engine.dispose()
+        if isinstance(self._turn, Turn):
+            self._turn.close()
 
 
 def owner_name(role: str, pid: int) -> str:
@@ -155,4 +158,8 @@ def _translated() -> Iterator[None]:
             raise
         # The database's message may quote a row's values, so only the kind of error goes on.
         kind = type(error.orig).__name__ if error.orig else type(error).__name__
+        if kind == "DeadlockDetected":
+            raise ContendedError("The worklist database undid one of two steps that met; try it again.") from error
+        if kind == "DiskFull" or getattr(error.orig, "sqlite_errorname", "") == "SQLITE_FULL":
+            raise StorageFullError("The worklist database has no room; free some on its disk.") from error
         raise StoreError(f"The worklist database failed ({kind}); check that it runs and has room.") from error

@@ -19,7 +19,7 @@ from dicomai.database.tables import (
     Study,
     Version,
 )
-from dicomai.errors import StoreError
+from dicomai.errors import ContendedError, StoreError
 from dicomai.log import trace_id
 from dicomai.study import Identity
 
@@ -106,7 +106,7 @@ class Index:
                 with self._db.write() as session:
                     entry = _Entry(session, arrival, association, quiet_period, self._db.now(session))
                     return self._record(entry, same_pixels)
-            except IntegrityError:
+            except (IntegrityError, ContendedError):
                 continue  # another association recorded the same study, series or instance at this moment
         raise StoreError("The index did not settle on an instance that several associations send at once; send again.")
 

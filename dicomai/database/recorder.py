@@ -18,6 +18,7 @@ from dicomai.database.engine import Database
 from dicomai.database.index import Arrival, Index, Outcome, Recorded, SeriesState
 from dicomai.database.prepared import Prepared, Run
 from dicomai.database.tables import UID, Association, Instance, ResultObject, Series, Version
+from dicomai.errors import ContendedError
 
 _LARGEST_GROUP = 64
 _MOST_REMEMBERED = 10_000
@@ -98,7 +99,7 @@ class Recorder:
             outcomes = self._write(group)
             for waiting, outcome in zip(group, outcomes, strict=True):
                 waiting.outcome = outcome
-        except IntegrityError:  # another process recorded one of them at this moment: each for itself
+        except (IntegrityError, ContendedError):  # another process is at one of them too: each for itself
             pass
         except BaseException as error:  # noqa: BLE001  each thread of the group has to hear of it
             for waiting in group:

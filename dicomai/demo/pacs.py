@@ -52,6 +52,10 @@ class _FolderIntake:
     def has_room(self) -> bool:
         return True
 
+    def elsewhere(self, address: str) -> tuple[int, int]:
+        del address
+        return 0, 0
+
     def open_association(self, calling_ae: str, address: str) -> int:
         del calling_ae, address
         return next(self._numbers)

@@ -28,6 +28,9 @@ MAX_WAITING = 128
 LONGEST_PDU = 4 * 1024 * 1024  # the library reads a PDU whole, whatever was agreed on and with whom
 
 
+_COURTESY, _LONGEST_COURTESY = 0.003, 0.03  # seconds for each open connection, and in all
+
+
 class Connection(socket.socket):
     """An accepted connection, with an end to how long a stranger may take and how much one PDU may be."""
 
@@ -197,6 +200,27 @@ class Server(ThreadedAssociationServer):
         connection = cast("TlsConnection", wrapped)
         connection.begin_tls(log_refusal)
         return connection
+
+
+def at_door(door: socket.socket) -> type[Server]:
+    """Make the class of a listening socket that several processes accept from."""
+
+    class AtDoor(Server):
+        def server_bind(self) -> None:
+            cast("socket.socket", self.socket).close()
+            self.socket = door
+            self.server_address = door.getsockname()
+
+        def get_request(self) -> tuple[socket.socket, tuple[str, int]]:
+            """Accept a connection, unless another process is quicker; who has many to serve lets the others go first.
+
+            Raises:
+                OSError: another one has it.
+            """
+            time.sleep(min(_LONGEST_COURTESY, _COURTESY * sum(c.fileno() != -1 for c in self._connections)))
+            return super().get_request()
+
+    return AtDoor
 
 
 class _Seldom:

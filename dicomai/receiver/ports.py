@@ -13,6 +13,9 @@ class Intake(Protocol):
     def has_room(self) -> bool:
         """Tell whether the disk is above its low-water mark."""
 
+    def elsewhere(self, address: str) -> tuple[int, int]:
+        """Count the associations that other processes have open: in all, and from an address."""
+
     def open_association(self, calling_ae: str, address: str) -> int:
         """Write down an accepted association; gives its number."""
 

@@ -1,5 +1,6 @@
 """Receiver: the Verification and Storage SCP on its port."""
 
+import contextlib
 import logging
 import socket
 import threading
@@ -23,7 +24,7 @@ from dicomai.errors import ConfigurationError, DicomaiError
 from dicomai.filemeta import FileMeta
 from dicomai.log import place
 from dicomai.receiver import connections, contexts, policy, statuses, stream
-from dicomai.receiver.connections import MAX_WAITING, Connection, Server
+from dicomai.receiver.connections import MAX_WAITING, Connection, Server, at_door
 from dicomai.receiver.identity import Users, response
 from dicomai.receiver.ports import Intake
 from dicomai.receiver.services import Service, Services
@@ -48,6 +49,7 @@ def serve(
     stop: StopSignal,
     ready: Callable[[int], None] | None = None,
     services: Sequence[Service] = (),
+    door: socket.socket | None = None,
 ) -> None:
     """Receive until told to stop.
 
@@ -57,11 +59,12 @@ def serve(
         stop: ends the receiver when set.
         ready: called with the port once the receiver answers.
         services: what is offered beside Verification and Storage.
+        door: see `Receiver`.
 
     Raises:
         ConfigurationError: the port cannot be had.
     """
-    receiver = Receiver(settings, intake, services)
+    receiver = Receiver(settings, intake, services, door)
     receiver.start()
     try:
         if ready is not None:
@@ -74,14 +77,22 @@ def serve(
 class Receiver:
     """A Verification SCP and Storage SCP that hands every instance to the intake."""
 
-    def __init__(self, settings: Settings, intake: Intake, services: Sequence[Service] = ()) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        intake: Intake,
+        services: Sequence[Service] = (),
+        door: socket.socket | None = None,
+    ) -> None:
         """Make a receiver; nothing listens before `start`.
 
         Args:
             settings: `[node]` and `[receiver]` are used.
             intake: where instances go.
             services: what is offered beside Verification and Storage.
+            door: a bound socket that other receivers listen on as well; None to take the port for this one alone.
         """
+        self._door = door
         self._services = Services(services)
         self._settings = settings
         self._intake = intake
@@ -120,7 +131,7 @@ class Receiver:
                 (node.host, node.port),
                 contexts=[build_context(contexts.VERIFICATION)],
                 evt_handlers=self._handlers(),
-                server_class=Server,
+                server_class=Server if self._door is None else at_door(self._door),
                 request_handler=stream.handler(self._store),
             )
         except OSError as error:
@@ -229,7 +240,7 @@ class Receiver:
             self._policy.stranger(**known)
             or self._users.refusal(identity)
             or self._policy.congestion()
-            or self._sessions.enter(assoc, session, self._policy.crowd)
+            or self._enter(assoc, session)
         )
         if refusal is not None:
             return refusal
@@ -249,6 +260,15 @@ class Receiver:
                 contexts=len(proposed),
             )
         return None
+
+    def _enter(self, assoc: Association, session: Session) -> policy.Refusal | None:
+        """Count an association in, unless there are too many, those of other receivers included."""
+        others, near_others = self._intake.elsewhere(session.address)
+
+        def refusal(here: int, near: int) -> policy.Refusal | None:
+            return self._policy.crowd(here + others, near + near_others)
+
+        return self._sessions.enter(assoc, session, refusal)
 
     def _store(
         self, assoc: Association, request: stream.StoreRequest, fragments: Iterator[memoryview]
@@ -321,7 +341,8 @@ def _be_patient(assoc: Association, seconds: float) -> None:
     """Time a sender by the idle time-out now; one that stops inside a PDU would block its thread for ever."""
     wrapper = assoc.dul.socket
     if wrapper is not None and isinstance(wrapper.socket, Connection):
-        wrapper.socket.be_patient(seconds)
+        with contextlib.suppress(OSError):  # gone already; who reads next finds out
+            wrapper.socket.be_patient(seconds)
 
 
 def _cut(assoc: Association) -> None:

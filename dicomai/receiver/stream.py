@@ -14,7 +14,11 @@ from dataclasses import dataclass
 from typing import cast
 
 from pynetdicom.association import Association
+from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dul import DULServiceProvider
+from pynetdicom.fsm import TRANSITION_TABLE, StateMachine
+from pynetdicom.pdu import _PDUType
+from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.transport import AssociationSocket, RequestHandler
 
 from dicomai.receiver.commands import Command, store_response
@@ -37,6 +41,7 @@ _SECONDS_AT_HAND = 0.05  # how long the next PDU is waited for before the librar
 
 # Events of the state machine (PS3.8 Table 9-10)
 _CLOSED, _INVALID = "Evt17", "Evt19"
+_WANTED = {"Evt7", "Evt8", "Evt9", "Evt11", "Evt14", "Evt15"}  # by this side
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +89,34 @@ def handler(storing: Storing) -> type[RequestHandler]:
             # The library makes its own and has no place to put another in.
             assoc.dul.__class__ = StreamingProvider
             cast("StreamingProvider", assoc.dul).storing = storing
+            assoc.dul.state_machine = _Machine(assoc.dul)
+            assoc.dimse.__class__ = _Messages
             assoc._reactor_checkpoint = _Checkpoint()
             return assoc
 
     return Handler
+
+
+class _Machine(StateMachine):
+    """Passes over what has become impossible: a peer may go at any moment, or send before it is let in."""
+
+    def do_action(self, event: str) -> None:
+        """Do what a state wants done on an event; the library's thread ends where there is no such thing."""
+        if (event, self.current_state) in TRANSITION_TABLE:
+            super().do_action(event)
+        elif event in _WANTED:
+            self.dul.to_provider_queue.get(block=False)  # there is nobody to say it to any more
+
+
+class _Messages(DIMSEServiceProvider):
+    """Puts messages together, other than C-STORE requests."""
+
+    def receive_primitive(self, primitive: P_DATA) -> None:
+        """Take a PDU's part of a message; one that nobody can read ends the association, and not only its thread."""
+        try:
+            super().receive_primitive(primitive)
+        except Exception:  # noqa: BLE001  whatever the library makes of a hostile command set
+            self.dul.event_queue.put(_INVALID)
 
 
 class _Checkpoint(threading.Event):
@@ -114,6 +143,13 @@ class StreamingProvider(DULServiceProvider):
     storing: Storing
     _buffer = memoryview(b"")
     _passing: "_Message | None" = None  # it goes the library's way, and its end has not come yet
+
+    def run(self) -> None:
+        """Serve; at the end, wake the association's own thread, which may wait for a request that does not come."""
+        try:
+            super().run()
+        finally:
+            self.to_user_queue.put(None)  # type: ignore[arg-type]  # as if the time for it were up
 
     def _is_transport_event(self) -> bool:
         if self.state_machine.current_state != "Sta6":
@@ -152,14 +188,24 @@ class StreamingProvider(DULServiceProvider):
             for _ in fragments:  # what nobody wanted to have
                 pass
             self._answer(request, status)
-            if self._kill_thread or not self.to_provider_queue.empty() or not _is_at_hand(wrapper):
+            if self._kill_thread or self._has_to_do() or not _is_at_hand(wrapper):
                 return
+
+    def _has_to_do(self) -> bool:
+        """Tell whether the library has to do something first, such as to end what an answer could not be sent on."""
+        return not self.to_provider_queue.empty() or not self.event_queue.empty()
 
     def _request(self, context_id: int, command: Command) -> StoreRequest:
         context = self.assoc._accepted_cx.get(context_id)
         if context is None:
             raise BrokenError(_INVALID)
         return StoreRequest(context_id, str(context.abstract_syntax), str(context.transfer_syntax[0]), command)
+
+    def _decode_pdu(self, bytestream: bytearray) -> tuple[_PDUType, str]:
+        """Decode a PDU the library's way, and see that it can be used: otherwise the library's thread ends there."""
+        pdu, event = super()._decode_pdu(bytestream)
+        pdu.to_primitive()
+        return pdu, event
 
     def _read_pdu(self) -> memoryview:
         """Read a PDU; what is returned is good until the next one is read.
@@ -216,11 +262,13 @@ class StreamingProvider(DULServiceProvider):
     def _answer(self, request: StoreRequest, status: Status) -> None:
         command = store_response(request.command, status)
         step = max(1, (self.assoc.requestor.maximum_length or len(command) + 6) - 6)
+        pdus = bytearray()
         for start in range(0, len(command), step):
             part = command[start : start + step]
             control = _COMMAND | (_LAST if start + step >= len(command) else 0)
-            head = struct.pack(">BBLLBB", _P_DATA, 0, len(part) + 6, len(part) + 2, request.context_id, control)
-            cast("AssociationSocket", self.socket).send(head + part)
+            pdus += struct.pack(">BBLLBB", _P_DATA, 0, len(part) + 6, len(part) + 2, request.context_id, control) + part
+        # At once: a peer that does not read would otherwise be waited for once for every PDU.
+        cast("AssociationSocket", self.socket).send(bytes(pdus))
 
 
 class _Message:

@@ -17,6 +17,7 @@ import pytest
 from pydicom.dataset import FileDataset
 from pydicom.uid import ImplicitVRLittleEndian, MRImageStorage
 
+from dicomai.config import Settings
 from dicomai.database import Database
 from dicomai.database.overview import Overview
 from dicomai.database.tables import Version
@@ -228,7 +229,7 @@ def assert_one_result(pacs: Scp, acknowledged: int, node: Served) -> None:
     versions = node.rows(Version)
     assert len(versions) == acknowledged
     assert all((node.folder / "storage" / version.key).is_file() for version in versions)
-    assert list((node.folder / "storage/incoming").iterdir()) == []
+    assert not [path for path in (node.folder / "storage/incoming").rglob("*") if path.is_file()]
 
 
 def test_from_a_scanner_to_the_pacs_and_an_orderly_end(make: Callable[..., Served]) -> None:
@@ -352,10 +353,12 @@ class TestTheReceiverAlone:
                     break
                 acknowledged.append(str(ds.SOPInstanceUID))
                 if len(acknowledged) == 20:
-                    (child,) = (pid for pid in node.children() if "receiver.lock" in open_files(pid))
-                    os.kill(child, signal.SIGKILL)
+                    for pid in node.children():
+                        if re.search(r"/receiver(-\d+)?\.lock", open_files(pid)):
+                            os.kill(pid, signal.SIGKILL)
         assert 20 <= len(acknowledged) < 60
-        node.wait_for(lambda: node.events().count("receiver listens") == 2, 20)
+        receivers = Settings().receiver.processes
+        node.wait_for(lambda: node.events().count("receiver listens") == 2 * receivers, 20)
         known = {Path(version.key).name.rpartition(".")[0].rpartition(".")[0] for version in node.rows(Version)}
         assert set(acknowledged) <= known
         assert all((node.folder / "storage" / version.key).is_file() for version in node.rows(Version))
