@@ -7,7 +7,7 @@ import structlog
 
 from dicomai.database.engine import Database
 from dicomai.database.rejections import Document, Rejections
-from dicomai.errors import StoreError
+from dicomai.errors import ContendedError, StoreError
 from dicomai.rejection import RejectionNote
 from dicomai.store import Store
 from dicomai.study import UNREADABLE
@@ -39,7 +39,8 @@ class Notes:
                 self._again.pop(document.instance_id, None)
             except StoreError as error:
                 log.error("a key object selection cannot be read now", study=document.trace, error=str(error))
-                self._again[document.instance_id] = time.monotonic() + _RETRY
+                if not isinstance(error, ContendedError):  # which is over by the next sweep
+                    self._again[document.instance_id] = time.monotonic() + _RETRY
             except Exception:
                 # What a library makes of an odd document: one must not keep everything from being planned.
                 log.exception("a key object selection could not be examined", study=document.trace)

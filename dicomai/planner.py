@@ -9,7 +9,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-import pydicom
 import structlog
 
 from dicomai.bundle import Bundle
@@ -18,7 +17,7 @@ from dicomai.database.engine import Database
 from dicomai.database.planning import DueSeries, Image, Plan, PlannedInput, Planning
 from dicomai.database.rejections import Rejections
 from dicomai.errors import DicomaiError, InputError, StoreError, UnreadableError
-from dicomai.fingerprint import fingerprint
+from dicomai.fingerprint import fingerprint_of
 from dicomai.notes import Notes
 from dicomai.routing import Decision, Level, Route, match
 from dicomai.stacks import split
@@ -152,7 +151,7 @@ class Planner:
             if image.fingerprint is None:
                 with self._store.open(image.key) as stream:
                     try:
-                        fresh[image.sop_instance_uid] = fingerprint(pydicom.dcmread(stream))
+                        fresh[image.sop_instance_uid] = fingerprint_of(stream)
                     except UNREADABLE as error:
                         raise UnreadableError(
                             f"SOP Instance {image.sop_instance_uid} cannot be read ({type(error).__name__}); "

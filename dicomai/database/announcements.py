@@ -250,12 +250,7 @@ def overrule(session: Session, now: datetime, item: Workitem, actor: str) -> Non
 
 def believe(session: Session, study_id: int) -> None:
     """Take the images of a study for those of its patient, whatever procedure steps said: a person has looked."""
-    steps = sa.select(Announcement.origin).join(Series, Series.series_instance_uid == Announcement.series_instance_uid)
-    session.execute(
-        sa.update(ProcedureStep)
-        .where(ProcedureStep.sop_instance_uid.in_(steps.where(Series.study_id == study_id)))
-        .values(doubt="")
-    )
+    session.execute(sa.update(ProcedureStep).where(holds.of_study(study_id)).values(doubt=""))
 
 
 def _write(session: Session, now: datetime, notice: _Notice, said: Iterable[Said], also: Collection[str] = ()) -> None:
@@ -310,6 +305,7 @@ def _withdraw(session: Session, said: Said) -> None:
     for row in rows if said.withdrawn else ():
         row.sop_instance_uids = sorted(set(row.sop_instance_uids or ()) - set(said.withdrawn))
         row.instances = len(row.sop_instance_uids)
+        row.is_final = False  # what is left is all that can be had, which need not be the whole
 
 
 def _count(session: Session, notice: _Notice, series: Series, count: int, asked_at: datetime, apart: float) -> bool:

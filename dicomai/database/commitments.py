@@ -10,7 +10,8 @@ from sqlalchemy.orm import Session
 
 from dicomai.database import audit
 from dicomai.database.engine import Database
-from dicomai.database.tables import Commitment, Instance, Version
+from dicomai.database.rejections import is_withdrawn
+from dicomai.database.tables import Commitment, Instance, Series, Version
 
 _ACTOR = "receiver"
 _AT_ONCE = 500  # parameters in one statement
@@ -54,12 +55,14 @@ class Held:
         key: of its file.
         digest: SHA-256 of its transfer syntax and data set, as they were received.
         is_contradicted: it came again with other content, so that it is unclear which one is meant.
+        is_withdrawn: a rejection note withdraws it, so that it is not handed out.
     """
 
     sop_class_uid: str
     key: str
     digest: str
     is_contradicted: bool
+    is_withdrawn: bool
 
 
 class Commitments:
@@ -154,11 +157,14 @@ class Commitments:
         found: dict[str, Held] = {}
         with self._db.read() as session:
             for start in range(0, len(sop_instance_uids), _AT_ONCE):
-                for instance, versions in _with_versions(session, sop_instance_uids[start : start + _AT_ONCE]):
+                some = sop_instance_uids[start : start + _AT_ONCE]
+                query = sa.select(Instance.id).join(Series, Series.id == Instance.series_id)
+                withdrawn = set(session.scalars(query.where(Instance.sop_instance_uid.in_(some), is_withdrawn())))
+                for instance, versions in _with_versions(session, some):
                     counts = max((v for v in versions if not v.conflicting), key=lambda v: (v.received_at, v.id))
                     contradicted = bool(instance.conflict) or any(v.conflicting for v in versions)
                     found[instance.sop_instance_uid] = Held(
-                        instance.sop_class_uid, counts.key, counts.digest, contradicted
+                        instance.sop_class_uid, counts.key, counts.digest, contradicted, instance.id in withdrawn
                     )
         return found
 

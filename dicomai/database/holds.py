@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from dicomai.database import audit
 from dicomai.database.completeness import lack, lack_of_study
-from dicomai.database.tables import Announcement, Instance, ProcedureStep, Series, Version, Workitem
+from dicomai.database.tables import Announcement, Instance, ProcedureStep, Series, Study, Version, Workitem
 from dicomai.study import Identity
 from dicomai.workitem import FINAL, Kind
 
@@ -28,12 +28,7 @@ def doubt(session: Session, study_id: int) -> str:
         .order_by(Instance.id, Version.received_at, Version.id)
     ).all()
     flagged = session.scalars(sa.select(Series.conflict).where(Series.study_id == study_id, Series.conflict != ""))
-    of_steps = (
-        sa.select(ProcedureStep.doubt)
-        .join(Announcement, Announcement.origin == ProcedureStep.sop_instance_uid)
-        .join(Series, Series.series_instance_uid == Announcement.series_instance_uid)
-        .where(Series.study_id == study_id, ProcedureStep.doubt != "")
-    )
+    of_steps = sa.select(ProcedureStep.doubt).where(ProcedureStep.doubt != "", of_study(study_id))
     conflicts = sorted(
         {conflict for _, conflict, _ in rows if conflict} | set(flagged) | set(session.scalars(of_steps))
     )
@@ -49,6 +44,23 @@ def doubt(session: Session, study_id: int) -> str:
             "correct them in the PACS and send the study again."
         )
     return ""
+
+
+def of_study(study_id: int) -> sa.ColumnElement[bool]:
+    """Make the condition on a procedure step that images of a study may be its own.
+
+    It made the series that it names; and where it was begun under the study, also what it does not name: one that was
+    discontinued often names nothing, though its images were sent.
+    """
+    named = (
+        sa.select(Announcement.origin)
+        .join(Series, Series.series_instance_uid == Announcement.series_instance_uid)
+        .where(Series.study_id == study_id)
+    )
+    begun_under = sa.select(Study.study_instance_uid).where(Study.id == study_id)
+    return sa.or_(
+        ProcedureStep.sop_instance_uid.in_(named), ProcedureStep.study_instance_uid == begun_under.scalar_subquery()
+    )
 
 
 def identity_of(version: Version) -> Identity:
@@ -75,10 +87,15 @@ def series_behind(session: Session, item: Workitem) -> Iterable[Series]:
     if item.route["level"] == "study":
         query = sa.select(Series).where(Series.study_id == item.study_id, Series.revision > 0)
         return session.scalars(query.order_by(Series.id)).all()
-    if Kind(item.kind) is Kind.DELIVERY:
-        origin = sa.select(Workitem).where(Workitem.kind == Kind.INFERENCE.value, Workitem.result_id == item.result_id)
-        item = session.scalars(origin.order_by(Workitem.id)).first() or item
-    return [given.series for given in item.inputs]
+    return [given.series for given in origin_of(session, item).inputs]
+
+
+def origin_of(session: Session, item: Workitem) -> Workitem:
+    """Give the inference that gave the result of a delivery; an inference itself."""
+    if Kind(item.kind) is not Kind.DELIVERY:
+        return item
+    origin = sa.select(Workitem).where(Workitem.kind == Kind.INFERENCE.value, Workitem.result_id == item.result_id)
+    return session.scalars(origin.order_by(Workitem.id)).first() or item
 
 
 def settle(session: Session, now: datetime, study_id: int, actor: str) -> None:

@@ -177,6 +177,11 @@ class Overview:
             if not item.hold:
                 raise WorklistError(f"Workitem {number} is not held.")
             now = self._db.now(session)
+            unread = holds.doubt(session, item.study_id)
+            if unread not in {"", item.hold}:  # it arose after the item was held, and the person has not read it
+                item.hold, item.changed_at = unread, now
+                audit.record(session, now, actor, "held", workitem=item.id, study=item.study_id, detail=unread)
+                return unread
             series = sa.select(Series.id).where(Series.study_id == item.study_id)
             session.execute(sa.update(Instance).where(Instance.series_id.in_(series)).values(conflict=""))
             session.execute(sa.update(Series).where(Series.study_id == item.study_id).values(conflict=""))
@@ -212,18 +217,15 @@ def _refuse_retry(session: Session, item: Workitem) -> None:
     later = session.scalar(sa.select(sa.func.max(Workitem.id)).where(Workitem.supersedes == item.id))
     if later is not None:
         raise WorklistError(f"Workitem {item.id} is superseded by {later}, which has more images; retry that one.")
-    origin = item
     if Kind(item.kind) is Kind.DELIVERY:
-        origin = session.scalars(
-            sa.select(Workitem).where(Workitem.kind == Kind.INFERENCE.value, Workitem.result_id == item.result_id)
-        ).one()
+        origin = holds.origin_of(session, item)
         newer = (
             origin.replaced_by
             or session.scalars(sa.select(Workitem.id).where(Workitem.supersedes == origin.id)).first()
         )
         if newer is not None:
             raise WorklistError(f"The result of workitem {item.id} is outdated by workitem {newer}.")
-    rejected = rejected_input(session, origin)
+    rejected = rejected_input(session, item)
     if rejected:
         raise WorklistError(f"Workitem {item.id} cannot be tried again: {rejected}")
 

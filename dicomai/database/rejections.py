@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session, aliased
 
 from dicomai.database import audit
 from dicomai.database.engine import Database
-from dicomai.database.holds import identity_of, settle
+from dicomai.database.holds import identity_of, origin_of, settle
 from dicomai.database.index import SeriesState
 from dicomai.database.planning import images_of
 from dicomai.database.tables import UNEXAMINED, Instance, Rejection, Result, Series, Version, Workitem, WorkitemInput
@@ -149,14 +149,25 @@ class _Standing:
     study_id: int  # of the note
 
 
+def is_withdrawn() -> sa.ColumnElement[bool]:
+    """Make the condition on an `Instance`, joined with its `Series`, that a note of its own study rejects it."""
+    note, of_note = aliased(Instance), aliased(Series)
+    return sa.exists().where(
+        Rejection.sop_instance_uid == Instance.sop_instance_uid,
+        note.sop_instance_uid == Rejection.note_sop_instance_uid,
+        of_note.id == note.series_id,
+        of_note.study_id == Series.study_id,
+    )
+
+
 def rejected_input(session: Session, item: Workitem) -> str:
-    """Say in a sentence that an input of an inference item is rejected; empty where none is.
+    """Say in a sentence that an input of an item, or of the one behind a delivery, is rejected; empty where none is.
 
     Args:
         session: the transaction to look in.
         item: the item.
     """
-    for planned in item.inputs:
+    for planned in origin_of(session, item).inputs:
         for one in _standing(session, planned.series_id):
             if one.study_id == planned.series.study_id:
                 return f"Series {planned.series.series_instance_uid} has rejected images ({titled(one.code)})."
@@ -244,7 +255,8 @@ def _reject(
         if item.result_id is None:
             continue
         effect.canceled += cancel_unsent(session, now, item.result_id, _ACTOR, reason)
-        was_sent = session.get_one(Result, item.result_id).first_sent_at is not None
+        # Under the lock that `Worklist.begin_sending` takes: it either has begun by now, or sees the rejection.
+        was_sent = session.get_one(Result, item.result_id, with_for_update=True).first_sent_at is not None
         if was_sent and any(not images.isdisjoint(planned.sop_instance_uids) for planned in item.inputs):
             effect.sent.append(item.id)
             said = f"{reason} The result was sent before; withdraw it where it is."
@@ -254,6 +266,8 @@ def _reject(
 
 
 def _remember(session: Session, now: datetime, note: Instance, content: RejectionNote, but: set[str]) -> None:
+    of_note = sa.select(Rejection.sop_instance_uid).where(Rejection.note_sop_instance_uid == note.sop_instance_uid)
+    known = set(session.scalars(of_note))  # by an earlier version of it
     rows = [
         {
             "sop_instance_uid": uid,
@@ -262,7 +276,7 @@ def _remember(session: Session, now: datetime, note: Instance, content: Rejectio
             "recorded_at": now,
         }
         for uid in content.sop_instance_uids
-        if uid not in but
+        if uid not in but and uid not in known
     ]
     if rows:
         session.execute(sa.insert(Rejection), rows)

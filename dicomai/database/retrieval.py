@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from dicomai.database.engine import Database
+from dicomai.database.rejections import is_withdrawn
 from dicomai.database.tables import Instance, Series, Study, Version
 
 
@@ -39,6 +40,8 @@ class Retrieval:
         study_instance_uid: str | None = None,
         series_instance_uid: str | None = None,
         sop_instance_uid: str | None = None,
+        *,
+        withdrawn: bool = True,
     ) -> list[Kept]:
         """List instances by series and SOP Instance UID, each in its newest version that contradicts no other.
 
@@ -46,6 +49,7 @@ class Retrieval:
             study_instance_uid: that they belong to; None for any.
             series_instance_uid: that they belong to; None for any.
             sop_instance_uid: the one that is wanted; None for any.
+            withdrawn: whether those are given too that a rejection note withdraws.
 
         Raises:
             StoreError: the database did not answer.
@@ -72,6 +76,8 @@ class Retrieval:
         ):
             if wanted is not None:
                 query = query.where(column == wanted)
+        if not withdrawn:
+            query = query.where(sa.not_(is_withdrawn()))
         with self._db.read() as session:
             rows = [Kept(*row) for row in session.execute(query)]
         return list({kept.sop_instance_uid: kept for kept in rows}.values())  # the newest stands last

@@ -11,9 +11,10 @@ from sqlalchemy.orm import Session
 from dicomai.database import audit, holds
 from dicomai.database.engine import Database
 from dicomai.database.planning import Image, images_of
+from dicomai.database.rejections import rejected_input
 from dicomai.database.tables import Acceptance, Instance, Result, ResultObject, Series, Version, Workitem
 from dicomai.database.transitions import cancel, move
-from dicomai.errors import StaleAttemptError
+from dicomai.errors import StaleAttemptError, WorklistError
 from dicomai.workitem import Kind, State
 
 
@@ -240,10 +241,15 @@ class Worklist:
 
         Raises:
             StaleAttemptError: the item is no longer this attempt's; nothing was written.
+            WorklistError: its images were rejected, and the destination has none of it yet; nothing was written.
         """
         with self._db.write() as session:
             item = _fenced(session, claim)
             result = session.get_one(Result, item.result_id, with_for_update=True)
+            rejected = rejected_input(session, item)
+            accepted = sa.select(Acceptance.workitem_id).where(Acceptance.workitem_id == item.id)
+            if rejected and session.scalars(accepted.limit(1)).first() is None:  # never half a result
+                raise WorklistError(f"The result of workitem {item.id} is not sent: {rejected}")
             if holds.why(session, item):
                 return False
             now_there = {o.id: o.key for o in _objects(session, result.id)}

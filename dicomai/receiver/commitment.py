@@ -46,13 +46,14 @@ NO_SUCH_ACTION = 0x0123
 RESOURCE_LIMITATION = 0x0213
 
 FAILURES = {
-    0x0110: "processing failure: its file is damaged or cannot be read, or other content came under its UID",
+    0x0110: "processing failure: its file is damaged or cannot be read, other content came under its UID, or it was "
+    "rejected",
     0x0112: "no such object instance: it is not here",
     0x0119: "class/instance conflict: it is here with another SOP class",
     0x0131: "duplicate transaction UID: it was used for other instances",
 }
 """Failure Reason (0008,1197) of what is not committed (PS3.3 C.14.1.1): meaning by value."""
-_DAMAGED, _MISSING, _OTHER_CLASS, _DUPLICATE = FAILURES
+_NOT_KEPT, _MISSING, _OTHER_CLASS, _DUPLICATE = FAILURES
 
 PATIENCE = timedelta(days=3)
 """How long it is tried to tell a requestor."""
@@ -260,8 +261,8 @@ class StorageCommitment(Service):
             return _MISSING
         if held.sop_class_uid != sop_class_uid:
             return _OTHER_CLASS
-        if held.is_contradicted or not self._is_whole(held):
-            return _DAMAGED
+        if held.is_contradicted or held.is_withdrawn or not self._is_whole(held):
+            return _NOT_KEPT
         return 0
 
     def _is_whole(self, held: Held) -> bool:

@@ -25,6 +25,7 @@ from dicomai.receiver.commitment import FAILURES, PUSH_MODEL, PUSH_MODEL_INSTANC
 from dicomai.receiver.connections import Server
 from tests.beds import Bed, as_received, parts
 from tests.dimse import HOST, associate, free_port, store, wait_until
+from tests.rejected import rejection_note
 from tests.synthetic import series
 
 VERIFICATION = "1.2.840.10008.1.1"
@@ -276,8 +277,8 @@ def damage(path: Path, change: Callable[[bytearray], Any]) -> None:
 
 class TestWhatIsTold:
     def test_only_what_is_here_whole_and_without_a_doubt_is_safe(self, rig: Rig) -> None:
-        good, corrected, *bad = series(shape=(10, 4, 4))
-        _missing, other_class, gone, flipped, cut, longer, blank, doubtful = bad
+        good, corrected, *bad = series(shape=(11, 4, 4))
+        _missing, other_class, gone, flipped, cut, longer, blank, doubtful, rejected = bad
         rig.bed.take([good, corrected, *bad[1:]])
         corrected.PatientID = "CORRECTED"
         doubtful.PixelData = bytes(len(doubtful.PixelData))
@@ -286,7 +287,8 @@ class TestWhatIsTold:
         damage(file_of(rig, cut), lambda data: data.__delitem__(slice(-8, None)))
         damage(file_of(rig, longer), lambda data: data.extend(b"\0\0"))
         damage(file_of(rig, blank), lambda data: data.__setitem__(slice(None), bytes(len(data))))
-        rig.bed.take([corrected, doubtful])
+        rig.bed.take([corrected, doubtful, rejection_note([rejected])])
+        rig.bed.planner().sweep()
         asked = [
             one if uid != other_class.SOPInstanceUID else ("1.2.3", uid)
             for one in names([good, corrected, *bad])
@@ -297,7 +299,7 @@ class TestWhatIsTold:
             ask(assoc, asked)
             _, safe, failed = told.one()
         assert safe == uids([good, corrected])
-        reasons = (0x0112, 0x0119, *[0x0110] * 6)
+        reasons = (0x0112, 0x0119, *[0x0110] * 7)
         assert failed == {image.SOPInstanceUID: reason for image, reason in zip(bad, reasons, strict=True)}
         assert set(failed.values()) < set(FAILURES)
 
@@ -429,3 +431,7 @@ class TestRows:
         held = Commitments(both.database).held([*uids(images), "1.2.3"])
         assert sorted(held) == uids(images)
         assert {one.key for one in held.values()} == both.files()
+        both.take([rejection_note(images[:1])])
+        both.planner().sweep()
+        held = Commitments(both.database).held(uids(images))
+        assert [uid for uid, one in held.items() if one.is_withdrawn] == [images[0].SOPInstanceUID]

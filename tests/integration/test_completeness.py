@@ -482,6 +482,16 @@ class TestAvailability:
         assert bed.planner().sweep() == 1
         assert bed.items()[0].hold == ""
 
+    def test_what_is_left_of_a_notification_is_not_its_last_word(self, bed: Bed) -> None:
+        images = mr()
+        bed.take(images[:2])
+        with wordy(bed) as assoc:
+            assoc.send_n_create(notice(images), NOTICE, "1.2.3")
+            assoc.send_n_create(notice(images[2:], ["UNAVAILABLE"]), NOTICE, "1.2.4")
+        assert bed.planner().sweep() == 0
+        bed.turn(QUIET + 1)
+        assert bed.planner().sweep() == 1
+
 
 class Source:
     """A source that is asked for counts."""
@@ -678,6 +688,42 @@ class TestSafety:
         assert "wrong worklist entry" in work.hold
         assert bed.overview.release(work.id, "person/me") == ""
         assert bed.items()[0].hold == ""
+
+    @pytest.mark.parametrize("named", [None, []])
+    def test_also_where_the_step_does_not_name_them(self, any_bed: Bed, named: list[Dataset] | None) -> None:
+        any_bed.take(mr())
+        any_bed.plan()
+        attributes = ended(state="DISCONTINUED")
+        if named is None:
+            del attributes.PerformedSeriesSequence
+        attributes.PerformedProcedureStepDiscontinuationReasonCodeSequence = [
+            item(CodeValue="110514", CodingSchemeDesignator="DCM", CodeMeaning="Incorrect worklist entry selected")
+        ]
+        with wordy(any_bed) as assoc:
+            assoc.send_n_create(begun(), STEP, "1.2.3")
+            assoc.send_n_set(attributes, STEP, "1.2.3")
+        (work,) = any_bed.items()
+        assert "wrong worklist entry" in work.hold
+        assert any_bed.overview.release(work.id, "person/me") == ""
+        assert any_bed.worklist.claim(Kind.INFERENCE, "one", 60, 3) is not None
+
+    def test_a_doubt_that_nobody_has_read_is_not_released_with_another_reason(self, any_bed: Bed) -> None:
+        images = mr()
+        any_bed.take(images[:3])
+        any_bed.plan()
+        with wordy(any_bed) as assoc:
+            step(assoc, made(images))
+        (work,) = any_bed.items()
+        assert "lacks 1 of 4" in work.hold
+        other = copy.deepcopy(images[0])
+        other.PixelData = bytes(reversed(range(len(other.PixelData))))
+        any_bed.take([other])
+        said = any_bed.overview.release(work.id, "person/me")
+        assert "came again with other pixels" in said
+        assert any_bed.items()[0].hold == said
+        assert any_bed.worklist.claim(Kind.INFERENCE, "one", 60, 3) is None
+        assert "lacks 1 of 4" in any_bed.overview.release(work.id, "person/me")
+        assert any_bed.overview.release(work.id, "person/me") == ""
 
     def test_who_releases_a_doubt_has_not_spoken_of_what_is_missing(self, bed: Bed) -> None:
         images = mr()

@@ -183,6 +183,59 @@ def test_a_result_that_was_not_sent_stays_here_and_one_that_was_is_named(
     assert images[0].PatientID not in said
 
 
+def test_a_delivery_that_was_claimed_when_the_note_came_sends_nothing(bed: Bed) -> None:
+    images = mr()
+    bed.take(images)
+    bed.plan()
+    finish(bed)
+    claimed = bed.worklist.claim(Kind.DELIVERY, "test", 60, 3, "pacs")
+    assert claimed is not None
+    seen = bed.worklist.result(claimed)
+    bed.take([rejection_note(images)])
+    bed.planner().sweep()
+    with pytest.raises(WorklistError, match=r"is not sent: .* has rejected images"):
+        bed.worklist.begin_sending(claimed, seen, {})
+    assert not bed.worklist.was_sent(claimed)
+    bed.worklist.postpone(claimed, 0, "the PACS was away")
+    again = bed.worklist.claim(Kind.DELIVERY, "test", 60, 3, "pacs")
+    assert again is not None
+    with pytest.raises(WorklistError, match="is not sent"):
+        bed.worklist.begin_sending(again, seen, {})
+
+
+def test_a_destination_that_has_a_part_of_the_result_gets_the_rest(sqlite: Bed) -> None:
+    images = mr()
+    sqlite.take(images)
+    sqlite.plan()
+    finish(sqlite)
+    claimed = sqlite.worklist.claim(Kind.DELIVERY, "test", 60, 3, "pacs")
+    assert claimed is not None
+    seen = sqlite.worklist.result(claimed)
+    assert sqlite.worklist.begin_sending(claimed, seen, {})
+    sqlite.worklist.accepted(claimed, seen[0].id, 0, "")
+    sqlite.take([rejection_note(images)])
+    sqlite.planner().sweep()
+    assert sqlite.worklist.begin_sending(claimed, [], {})
+
+
+def test_a_note_that_comes_again_with_more_is_obeyed_again(bed: Bed) -> None:
+    images, others = mr(), mr()
+    note = rejection_note(images)
+    bed.take([*images, note])
+    bed.plan()
+    bed.take(others)
+    bed.plan()
+    (work,) = bed.items()
+    more = rejection_note([*images, *others])
+    more.SOPInstanceUID, more.SeriesInstanceUID = note.SOPInstanceUID, note.SeriesInstanceUID
+    more.file_meta.MediaStorageSOPInstanceUID = note.SOPInstanceUID
+    bed.take([more])
+    bed.planner().sweep()
+    assert [item.state for item in bed.items()] == [State.CANCELED]
+    assert len(bed.rows(Rejection)) == len(images) + len(others)
+    assert work.id == bed.items()[0].id
+
+
 def test_nobody_can_retry_what_was_rejected(bed: Bed) -> None:
     images = mr()
     bed.take(images)

@@ -22,7 +22,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from dicomai.fingerprint import fingerprint
+from dicomai.fingerprint import fingerprint, fingerprint_of
 from tests.synthetic import encode, enhanced, plain, series
 
 
@@ -134,3 +134,59 @@ def test_an_object_without_pixels_has_one_too() -> None:
     ds = image()
     del ds.PixelData
     assert fingerprint(reread(ds)) != fingerprint(reread(image()))
+
+
+class Watched(io.BytesIO):
+    """A file that knows how much of it was asked for at once."""
+
+    most = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(size)
+        self.most = max(self.most, len(data))
+        return data
+
+
+def _without_pixels(ds: FileDataset) -> None:
+    del ds.PixelData
+
+
+def _float(ds: FileDataset) -> None:
+    del ds.PixelData
+    ds.FloatPixelData = bytes(64 * 80 * 4)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda _: None,
+        lambda ds: setattr(ds.file_meta, "TransferSyntaxUID", ImplicitVRLittleEndian),
+        lambda ds: setattr(ds.file_meta, "TransferSyntaxUID", DeflatedExplicitVRLittleEndian),
+        lambda ds: ds.compress(RLELossless, generate_instance_uid=False),
+        lambda ds: setattr(ds, "PixelData", ds.PixelData + b"\0\0"),
+        _without_pixels,
+        _float,
+    ],
+    ids=["as it is", "implicit", "deflated", "compressed", "longer than it is", "no pixels", "float"],
+)
+def test_a_file_has_the_fingerprint_of_what_is_in_it(change: Callable[[FileDataset], None]) -> None:
+    ds = image()
+    change(ds)
+    written = io.BytesIO()
+    implicit = ds.file_meta.TransferSyntaxUID == ImplicitVRLittleEndian
+    pydicom.dcmwrite(written, ds, implicit_vr=implicit, little_endian=True, enforce_file_format=True)
+    expected = fingerprint(pydicom.dcmread(io.BytesIO(written.getvalue())))
+    assert fingerprint_of(io.BytesIO(written.getvalue())) == expected
+
+
+def test_a_file_of_odd_length_has_it_too_and_one_that_breaks_off_is_read_as_before() -> None:
+    odd = encode(plain(modality="US", array=np.arange(9, dtype=np.uint8).reshape(3, 3)))
+    assert fingerprint_of(io.BytesIO(odd)) == fingerprint(pydicom.dcmread(io.BytesIO(odd)))
+    cut = encode(image())[:-100]
+    assert fingerprint_of(io.BytesIO(cut)) == fingerprint(pydicom.dcmread(io.BytesIO(cut)))
+
+
+def test_a_large_image_is_read_in_blocks() -> None:
+    stream = Watched(encode(series(shape=(1, 1500, 1500))[0]))
+    fingerprint_of(stream)
+    assert stream.most <= 1024 * 1024 < len(stream.getvalue()) / 4
