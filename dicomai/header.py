@@ -1,6 +1,7 @@
 """The header of a received data set: everything before its pixels, bounded in what it may take to read it."""
 
 import os
+import threading
 import zlib
 from dataclasses import dataclass
 from io import BytesIO
@@ -17,6 +18,8 @@ from dicomai.study import UNREADABLE, Identity, is_image
 
 MOST_INFLATED = 1024**3
 """How many bytes a deflated data set may have once it is inflated, which takes this much memory."""
+
+_INFLATING = threading.Lock()  # one at a time: what many senders make at once would have no end
 
 _BLOCK = 1024**2
 _UNDEFINED = 0xFFFFFFFF  # length (PS3.5 7.1.1)
@@ -90,6 +93,13 @@ def read_header(stream: BinaryIO, transfer_syntax_uid: str) -> Header:
         UnreadableError: it cannot be understood, or what the index needs is missing.
         StoreError: the disk does not give it back.
     """
+    if transfer_syntax_uid != DeflatedExplicitVRLittleEndian:
+        return _read(stream, transfer_syntax_uid)
+    with _INFLATING:
+        return _read(stream, transfer_syntax_uid)
+
+
+def _read(stream: BinaryIO, transfer_syntax_uid: str) -> Header:
     try:
         if transfer_syntax_uid == DeflatedExplicitVRLittleEndian:
             stream = _inflated(stream)

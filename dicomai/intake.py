@@ -10,7 +10,6 @@ import sys
 from collections.abc import Collection, Iterable, Iterator
 from io import BufferedReader, BytesIO
 
-import pydicom
 import structlog
 
 from dicomai.association import AssociationEnd
@@ -25,6 +24,8 @@ from dicomai.store import Incoming, Store, checked_uid, instance_key
 from dicomai.study import UNREADABLE
 
 log = structlog.get_logger()
+
+_MOST_ANNOUNCED = 1000  # studies of one association, or of another way in
 
 
 class Intake:
@@ -147,6 +148,8 @@ class Intake:
         """Log one line for each study and association, so that a study can be followed from where it came."""
         traces = self._announced.setdefault(association, set())
         if trace not in traces:
+            if len(traces) >= _MOST_ANNOUNCED:  # the other ways in have no association that ends
+                traces.clear()
             traces.add(trace)
             log.info("images arrive", study=trace, association=association)
 
@@ -175,11 +178,11 @@ class Intake:
     def _fingerprint(self, key: str) -> str | None:
         """Hash pixels and geometry; None where they cannot be read, so that nobody can call them equal."""
         # Seldom needed, and what decodes pixels would take the start of the receiver's time.
-        from dicomai.fingerprint import fingerprint  # noqa: PLC0415  see above
+        from dicomai.fingerprint import fingerprint_of  # noqa: PLC0415  see above
 
         with self._store.open(key) as stream:
             try:
-                return fingerprint(pydicom.dcmread(stream))
+                return fingerprint_of(stream)
             except UNREADABLE:
                 return None
 
@@ -191,6 +194,7 @@ def _arrival(meta: FileMeta, header: Header, incoming: Incoming) -> Arrival:
     ):
         if announced != found:
             raise NotAcceptedError(f"The data set's {keyword} is not the one that was announced; correct the sender.")
+    _refuse_unwritable(header)
     digest = identify(meta.transfer_syntax_uid, incoming.digest)
     return Arrival(
         study_instance_uid=header.study_instance_uid,
@@ -205,6 +209,19 @@ def _arrival(meta: FileMeta, header: Header, incoming: Incoming) -> Arrival:
         digest=digest,
         size=incoming.size,
     )
+
+
+def _refuse_unwritable(header: Header) -> None:
+    """Refuse what no database can write: some encodings of text (PS3.5 6.1) can be bent into half a character."""
+    whose = header.identity
+    texts = (header.modality, header.description, whose.patient_id, whose.issuer_of_patient_id, whose.patient_name)
+    try:
+        for text in (*texts, whose.patient_birth_date):
+            text.encode()
+    except UnicodeEncodeError:
+        raise UnreadableError(
+            "The data set's text is not of the character set that it names; correct the instance at its source."
+        ) from None
 
 
 def _refuse_stray(arrival: Arrival, study_instance_uid: str | None) -> None:

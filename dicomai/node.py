@@ -243,9 +243,9 @@ def _door(settings: Settings) -> socket.socket:
     """
     node = settings.node
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            node.host, node.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        found = socket.getaddrinfo(node.host or None, node.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        # A name such as localhost means its IPv4 address where it has both, as it does to most senders.
+        family, kind, protocol, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)
         door = socket.socket(family, kind, protocol)
         door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         door.bind(address)

@@ -44,6 +44,9 @@ logger = structlog.get_logger()
 GRACE_SECONDS = 30.0
 """How long a role may take to end."""
 
+_WORKER_NICENESS = 5
+"""A network on the CPU takes all that it can get of it; a sender waits for the receiver."""
+
 WRONG_CALL = 2
 """Exit status of a role that found the configuration wrong."""
 
@@ -155,11 +158,13 @@ def _receiver_named(number: int) -> str:
 
 
 def _clear_up_after_others(settings: Settings, database: "Database") -> None:
-    """Clear up after receivers of an earlier start that had more of them."""
+    """Clear up after receivers of an earlier start that had more of them, and after one that had no folder yet."""
     known = {_receiver_named(number + 1) for number in range(settings.receiver.processes)}
-    for folder in (settings.node.storage / "incoming").glob("receiver-*"):
-        if folder.name not in known:
-            intake_of(settings, Store(settings.node.storage, folder.name), database).recover()
+    found = {folder.name for folder in (settings.node.storage / "incoming").glob("receiver-*")}
+    for way_in in sorted(found - known):
+        with locked(settings.node.storage / f"{way_in}.lock", patience=10.0):  # it may still be ending
+            intake_of(settings, Store(settings.node.storage, way_in), database).recover()
+    intake_of(settings, Store(settings.node.storage, way_in=""), database).recover()
 
 
 def _services(settings: Settings, database: "Database", number: int) -> "list[Service]":
@@ -248,6 +253,7 @@ def _worker(settings: Settings, cue: _Cue) -> None:
         logger.info("loading a model", model=one.name, version=one.version)
         return inference.load(one, weights.located(one, settings.node.storage), settings.worker.device)
 
+    os.nice(_WORKER_NICENESS)
     cue.wait()
     worker = Worker(
         Store(settings.node.storage),

@@ -88,7 +88,8 @@ class Store:
 
         Args:
             root: the storage folder.
-            way_in: which process brings instances through this object, if any; no two may have the same name.
+            way_in: which process brings instances through this object, if any; no two may have the same name. The empty
+                one is that of earlier versions, whose instances had no folder of their own in `incoming/`.
         """
         self._root = root
         self.way_in = way_in
@@ -247,7 +248,7 @@ class Store:
         """
         kept = gone = 0
         with _translated("clear up the storage"):
-            for path in sorted(self._incoming.iterdir()):
+            for path in sorted(one for one in self._incoming.iterdir() if one.is_file()):
                 with path.open("rb") as stream:
                     key = key_of(stream)
                 if key is not None and not known(key):

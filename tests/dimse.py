@@ -27,10 +27,11 @@ from pynetdicom.events import Event
 from pynetdicom.presentation import PresentationContext
 
 from dicomai.config import DicomDestination, Settings, TlsSettings, UserSettings
-from dicomai.destinations.dimse import _Caller  # closes its sockets, as the library's own does not always
+from dicomai.destinations.dimse.association import _Caller  # closes its sockets, as the library's own does not always
 from dicomai.filemeta import FileMeta
 from dicomai.receiver import Intake, Receiver
 from dicomai.receiver.connections import Server  # the same on the other side
+from dicomai.receiver.services import Service
 
 HOST = "127.0.0.1"
 
@@ -320,6 +321,7 @@ def node(
     grace: float = 5.0,
     tls: TlsSettings | None = None,
     users: Sequence[UserSettings] = (),
+    services: Sequence[Service] = (),
     **receiver: Any,
 ) -> Iterator[Node]:
     """Run our receiver on a free port, by TLS where that is given; further arguments are keys of `[receiver]`."""
@@ -330,7 +332,7 @@ def node(
         user=users,
     )
     taken = intake or MemoryIntake()
-    running = Receiver(settings, taken)
+    running = Receiver(settings, taken, services)
     running.start()
     try:
         yield Node(running.port, cast("MemoryIntake", taken), running)

@@ -3,6 +3,8 @@
 import os
 import signal
 import sys
+import threading
+import time
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,9 @@ from typing import Any
 import pydicom
 from sqlalchemy.orm import Session
 
-from dicomai.database import Database
+from dicomai.database import Database, recorder
 from dicomai.database.index import Index
+from dicomai.database.recorder import Recorder
 from dicomai.database.worklist import Worklist
 from dicomai.filemeta import FileMeta
 from dicomai.intake import Intake
@@ -69,13 +72,43 @@ def die(storage: str, url: str, step: str, file: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     setattr(owner, name, killing)
+    Intake(Store(Path(storage)), Database(url), 60.0, 0).accept(*_read(file), None)
+
+
+GROUP_STEPS: dict[str, tuple[Any, str]] = {
+    "group written": (recorder, "_insert"),
+    "group committed": (Recorder, "_commit"),
+}
+
+
+def die_in_group(storage: str, url: str, step: str, first: str, *others: str) -> None:
+    """Take an instance in, then others of its series as one group, and be killed when a step of that is done."""
+    intake = Intake(Store(Path(storage)), Database(url), 60.0, 0)
+    intake.accept(*_read(first), None)
+    owner, name = GROUP_STEPS[step]
+    real = getattr(owner, name)
+
+    def killing(*args: Any) -> None:
+        real(*args)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(owner, name, killing)
+    waiting = intake._recorder
+    with waiting._turn:  # until all of them wait for it
+        for file in others:
+            threading.Thread(target=intake.accept, args=(*_read(file), None), daemon=True).start()
+        while len(waiting._queue) < len(others):
+            time.sleep(0.01)
+    time.sleep(60)
+
+
+def _read(file: str) -> tuple[FileMeta, tuple[bytes]]:
     content = Path(file).read_bytes()
     end = 144 + int.from_bytes(content[140:144], "little")
     meta = pydicom.dcmread(file, stop_before_pixels=True).file_meta
     uids = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID, meta.TransferSyntaxUID
-    announced = FileMeta(*map(str, uids), source_ae="SENDER")
-    Intake(Store(Path(storage)), Database(url), 60.0, 0).accept(announced, (content[end:],), None)
+    return FileMeta(*map(str, uids), source_ae="SENDER"), (content[end:],)
 
 
 if __name__ == "__main__":
-    die(*sys.argv[1:])
+    (die_in_group if sys.argv[3] in GROUP_STEPS else die)(*sys.argv[1:])

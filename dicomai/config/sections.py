@@ -100,7 +100,7 @@ class ReceiverSettings(_Section):
     allow: tuple[str, ...] = ()
     processes: Annotated[int, Field(ge=1, le=64)] = Field(default_factory=lambda: min(4, os.cpu_count() or 1))
     max_associations: Annotated[int, Field(ge=1)] = 64
-    max_pdu: Annotated[int, Field(ge=4096)] = 131072
+    max_pdu: Annotated[int, Field(ge=4096, le=4_194_304)] = 131072  # a PDU is read whole
     quiet_period: Seconds = 60.0
     lost_period: Seconds = 600.0
     procedure_steps: bool = False
@@ -182,6 +182,14 @@ class ConsoleSettings(_Section):
     port: Port = 8480
     dicomweb: bool = False
     token: SecretStr = SecretStr("")
+    public_url: str = ""
+
+    @field_validator("public_url")
+    @classmethod
+    def _url(cls, value: str) -> str:
+        if not re.fullmatch(r"(https?://[A-Za-z0-9.:\[\]-]+(/[A-Za-z0-9._~/-]*)?)?", value):
+            raise ValueError(f"'{value}' is no URL such as 'https://ai.hospital.example'")
+        return value.rstrip("/")
 
     @field_validator("token")
     @classmethod

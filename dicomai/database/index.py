@@ -164,6 +164,7 @@ class Index:
                 series.conflict = series.reason = instance.conflict
         else:
             known.received_at = entry.now
+            instance.examined_at = None  # a rejection note may name more now
         _carry(entry, instance.series)
         if instance.is_image:
             _reopen(entry, instance.series)

@@ -12,13 +12,17 @@ from datetime import datetime, timedelta
 from typing import Any, cast
 
 import sqlalchemy as sa
+import structlog
 from sqlalchemy.exc import IntegrityError
 
 from dicomai.database.engine import Database
 from dicomai.database.index import Arrival, Index, Outcome, Recorded, SeriesState
 from dicomai.database.prepared import Prepared, Run
 from dicomai.database.tables import UID, Association, Instance, ResultObject, Series, Version
-from dicomai.errors import ContendedError
+from dicomai.errors import ContendedError, DicomaiError
+from dicomai.log import place
+
+log = structlog.get_logger()
 
 _LARGEST_GROUP = 64
 _MOST_REMEMBERED = 10_000
@@ -40,7 +44,6 @@ class _Waiting:
     association: int | None
     quiet_period: float
     outcome: Outcome | None = None
-    error: BaseException | None = None
     is_done: bool = False
 
 
@@ -90,8 +93,6 @@ class Recorder:
             with self._turn:
                 if not waiting.is_done:
                     self._commit([self._queue.popleft() for _ in range(min(len(self._queue), _LARGEST_GROUP))])
-        if waiting.error is not None:
-            raise waiting.error
         return waiting.outcome
 
     def _commit(self, group: Sequence[_Waiting]) -> None:
@@ -101,9 +102,13 @@ class Recorder:
                 waiting.outcome = outcome
         except (IntegrityError, ContendedError):  # another process is at one of them too: each for itself
             pass
-        except BaseException as error:  # noqa: BLE001  each thread of the group has to hear of it
-            for waiting in group:
-                waiting.error = error
+        except Exception as error:  # noqa: BLE001  it may be the fault of one, for which the others must not pay
+            log.warning(
+                "a group of arrivals could not be recorded; each is tried by itself",
+                remedy="see what is refused next; if nothing is, it has passed",
+                arrivals=len(group),
+                error=str(error) if isinstance(error, DicomaiError) else f"{type(error).__name__} at {place(error)}",
+            )
         finally:
             for waiting in group:
                 waiting.is_done = True

@@ -29,6 +29,7 @@ LONGEST_PDU = 4 * 1024 * 1024  # the library reads a PDU whole, whatever was agr
 
 
 _COURTESY, _LONGEST_COURTESY = 0.003, 0.03  # seconds for each open connection, and in all
+_COURTESY_SAVED, _COURTESY_EARNED = 0.2, 0.1  # seconds at most, and in each second: who is stormed has none left
 
 
 class Connection(socket.socket):
@@ -37,6 +38,11 @@ class Connection(socket.socket):
     _end: float | None = None
     _head = b""  # of a PDU: type, a reserved byte, length in four (PS3.8 9.3.1)
     _rest = 0
+
+    @property
+    def is_stranger(self) -> bool:
+        """Whether it has no association yet, or was refused one."""
+        return self._end is not None
 
     def begin(self) -> None:
         """Start the time within which the A-ASSOCIATE-RQ has to be there."""
@@ -183,6 +189,12 @@ class Server(ThreadedAssociationServer):
             )
         return False
 
+    def cut_strangers(self) -> None:
+        """Close the connections that have no association: their threads would keep the process for the ARTIM time."""
+        for connection in self._connections:
+            if connection.is_stranger:
+                connection.shutdown(socket.SHUT_RDWR)
+
     def shutdown(self) -> None:
         """Stop listening; associations go on."""
         socketserver.TCPServer.shutdown(self)
@@ -206,6 +218,8 @@ def at_door(door: socket.socket) -> type[Server]:
     """Make the class of a listening socket that several processes accept from."""
 
     class AtDoor(Server):
+        _courtesy, _since = _COURTESY_SAVED, 0.0
+
         def server_bind(self) -> None:
             cast("socket.socket", self.socket).close()
             self.socket = door
@@ -217,7 +231,13 @@ def at_door(door: socket.socket) -> type[Server]:
             Raises:
                 OSError: another one has it.
             """
-            time.sleep(min(_LONGEST_COURTESY, _COURTESY * sum(c.fileno() != -1 for c in self._connections)))
+            now = time.monotonic()
+            self._courtesy = min(_COURTESY_SAVED, self._courtesy + _COURTESY_EARNED * (now - self._since))
+            self._since = now
+            pause = _COURTESY * sum(c.fileno() != -1 for c in self._connections)
+            pause = min(_LONGEST_COURTESY, pause, self._courtesy)
+            self._courtesy -= pause
+            time.sleep(pause)
             return super().get_request()
 
     return AtDoor

@@ -25,6 +25,7 @@ class Users:
         self._secret = secrets.token_bytes(32)
         self._proven: dict[bytes, bytes] = {}
         self._lock = threading.Lock()
+        self._trying = threading.Lock()  # one at a time: a hundred strangers would take gigabytes for scrypt
 
     def refusal(self, identity: UserIdentityNegotiation | None) -> Refusal | None:
         """Judge an identity; None if it may be accepted.
@@ -54,7 +55,9 @@ class Users:
             proven = self._proven.get(name, b"")
         if hmac.compare_digest(seal, proven):
             return True
-        if not passcodes.fits(passcode, text) or name not in self._passcodes:
+        with self._trying:
+            fits = passcodes.fits(passcode, text)
+        if not fits or name not in self._passcodes:
             return False
         with self._lock:
             self._proven[name] = seal

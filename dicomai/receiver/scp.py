@@ -167,6 +167,7 @@ class Receiver:
             time.sleep(0.01)
         for assoc in lingering:
             _cut(assoc)
+        server.cut_strangers()
         self._stopping.set()
         for thread in self._threads:
             thread.join(timeout=5.0)
@@ -176,12 +177,20 @@ class Receiver:
         renewed = time.monotonic()
         ending: set[Association] = set()
         while not self._stopping.wait(_PATROL_SECONDS):
-            self._sessions.close_dead()
-            ending = self._end_overdue(ending)
-            self._services.patrol()
             if time.monotonic() - renewed >= _RENEWAL_SECONDS:
                 renewed = time.monotonic()
                 self._sessions.renew()
+            try:
+                self._sessions.close_dead()
+                ending = self._end_overdue(ending)
+                self._services.patrol()
+            except Exception as error:  # noqa: BLE001  without leases every open association would count as lost
+                log.error(
+                    "a look at the open associations failed; it is repeated",
+                    remedy="see whether it goes on, and report it if so",
+                    error=str(error) if isinstance(error, DicomaiError) else type(error).__name__,
+                    place=place(error),
+                )
 
     def _end_overdue(self, ending: set[Association]) -> set[Association]:
         """Abort what is open for too long; cut what was aborted and is still there."""
@@ -340,16 +349,18 @@ def _on_common_negotiation(event: Event) -> dict[UID, SOPClassCommonExtendedNego
 def _be_patient(assoc: Association, seconds: float) -> None:
     """Time a sender by the idle time-out now; one that stops inside a PDU would block its thread for ever."""
     wrapper = assoc.dul.socket
-    if wrapper is not None and isinstance(wrapper.socket, Connection):
+    connection = wrapper.socket if wrapper is not None else None
+    if isinstance(connection, Connection):
         with contextlib.suppress(OSError):  # gone already; who reads next finds out
-            wrapper.socket.be_patient(seconds)
+            connection.be_patient(seconds)
 
 
 def _cut(assoc: Association) -> None:
     """Close the connection under an association: a thread that waits for the rest of a PDU keeps the process alive."""
     wrapper = assoc.dul.socket
-    if wrapper is not None and wrapper.socket is not None:
-        wrapper.socket.shutdown(socket.SHUT_RDWR)
+    connection = wrapper.socket if wrapper is not None else None  # once: the association's own thread takes it away
+    if connection is not None:
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 def _fail(
@@ -357,7 +368,7 @@ def _fail(
 ) -> statuses.Status:
     """Log a failure in one line; the text of a foreign error is left out, it may quote the data set."""
     session.failures += 1
-    if status in {statuses.OUT_OF_RESOURCES, statuses.PROCESSING_FAILURE}:
+    if status in {statuses.OUT_OF_RESOURCES, statuses.TOO_LARGE, statuses.PROCESSING_FAILURE}:
         session.owed.add(sop_instance_uid)
     facts: dict[str, str] = {}
     if isinstance(error, DicomaiError):
@@ -369,7 +380,7 @@ def _fail(
         remedy=status.remedy,
         association=session.row,
         calling_ae=session.calling_ae,
-        sop_instance_uid=sop_instance_uid,
+        sop_instance_uid=sop_instance_uid[:64],  # a hostile one has thousands of characters
         **facts,
     )
     return status

@@ -38,7 +38,7 @@ SUCCESS = Status(0x0000, "success", "the instance is on disk and in the index, o
 OUT_OF_RESOURCES = Status(
     0xA700,
     "refused: out of resources",
-    "there is no room on the storage's disk",
+    "there is no room on the disk of the storage or of the index",
     "No room on disk; send it again later",
     "free some room on the storage's disk, then have the sender send it again",
 )

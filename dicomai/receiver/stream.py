@@ -18,7 +18,7 @@ from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dul import DULServiceProvider
 from pynetdicom.fsm import TRANSITION_TABLE, StateMachine
 from pynetdicom.pdu import _PDUType
-from pynetdicom.pdu_primitives import P_DATA
+from pynetdicom.pdu_primitives import A_ASSOCIATE, P_DATA
 from pynetdicom.transport import AssociationSocket, RequestHandler
 
 from dicomai.receiver.commands import Command, store_response
@@ -87,6 +87,7 @@ def handler(storing: Storing) -> type[RequestHandler]:
         def _create_association(self) -> Association:
             assoc = super()._create_association()
             # The library makes its own and has no place to put another in.
+            assoc.__class__ = _Association
             assoc.dul.__class__ = StreamingProvider
             cast("StreamingProvider", assoc.dul).storing = storing
             assoc.dul.state_machine = _Machine(assoc.dul)
@@ -97,15 +98,30 @@ def handler(storing: Storing) -> type[RequestHandler]:
     return Handler
 
 
+class _Association(Association):
+    """An association whose connection does not outlive its thread."""
+
+    def run(self) -> None:
+        """Negotiate and serve."""
+        try:
+            super().run()
+        except BaseException:
+            self.abort()
+            raise
+
+
 class _Machine(StateMachine):
     """Passes over what has become impossible: a peer may go at any moment, or send before it is let in."""
 
     def do_action(self, event: str) -> None:
         """Do what a state wants done on an event; the library's thread ends where there is no such thing."""
+        wanted = self.dul.to_provider_queue
+        if event in _WANTED and wanted.empty():
+            return  # done: while other events were in line, the library has looked at it more than once
         if (event, self.current_state) in TRANSITION_TABLE:
             super().do_action(event)
         elif event in _WANTED:
-            self.dul.to_provider_queue.get(block=False)  # there is nobody to say it to any more
+            wanted.get(block=False)  # there is nobody to say it to any more
 
 
 class _Messages(DIMSEServiceProvider):
@@ -149,7 +165,7 @@ class StreamingProvider(DULServiceProvider):
         try:
             super().run()
         finally:
-            self.to_user_queue.put(None)  # type: ignore[arg-type]  # as if the time for it were up
+            self.to_user_queue.put(None)  # as if the time for it were up
 
     def _is_transport_event(self) -> bool:
         if self.state_machine.current_state != "Sta6":
@@ -202,9 +218,17 @@ class StreamingProvider(DULServiceProvider):
         return StoreRequest(context_id, str(context.abstract_syntax), str(context.transfer_syntax[0]), command)
 
     def _decode_pdu(self, bytestream: bytearray) -> tuple[_PDUType, str]:
-        """Decode a PDU the library's way, and see that it can be used: otherwise the library's thread ends there."""
+        """Decode a PDU the library's way, and see that it can be used: otherwise one of its threads ends there.
+
+        Raises:
+            Exception: it cannot, whatever the library makes of hostile bytes.
+        """
         pdu, event = super()._decode_pdu(bytestream)
-        pdu.to_primitive()
+        primitive = pdu.to_primitive()
+        if isinstance(primitive, A_ASSOCIATE):
+            for context in primitive.presentation_context_definition_list:
+                if context.abstract_syntax is None:
+                    raise ValueError("a presentation context without an abstract syntax")
         return pdu, event
 
     def _read_pdu(self) -> memoryview:
@@ -323,6 +347,8 @@ class _Message:
         Raises:
             BrokenError: it does not come whole.
         """
+        if not self._has_data_set and next(self._values, None) is not None:
+            raise BrokenError(_INVALID)
         while self._has_data_set and not self._has_ended:
             for context_id, control, part in self._values:
                 if control & _COMMAND or context_id != self.context_id or self._has_ended:

@@ -3,12 +3,14 @@
 import copy
 import dataclasses
 import signal
+import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NoReturn
 
 import pytest
 from pydicom.dataset import FileDataset
@@ -22,8 +24,11 @@ from pydicom.uid import (
 )
 from structlog.testing import capture_logs
 
+from dicomai import header
 from dicomai.association import AssociationEnd
-from dicomai.database.index import Recorded, SeriesState
+from dicomai.config import Settings
+from dicomai.database.index import Arrival, Recorded, SeriesState
+from dicomai.database.recorder import Recorder
 from dicomai.database.tables import (
     Association,
     AssociationSeries,
@@ -37,7 +42,11 @@ from dicomai.database.tables import (
 )
 from dicomai.errors import NotAcceptedError, StoreError, UnreadableError
 from dicomai.filemeta import FileMeta
-from tests.beds import Bed, announced, as_received, parts, parts_of
+from dicomai.intake import Intake
+from dicomai.roles import _clear_up_after_others, locked
+from dicomai.store import Store
+from dicomai.study import Identity
+from tests.beds import QUIET, Bed, announced, as_received, parts, parts_of
 from tests.synthetic import encode, plain, series
 
 ROOT = Path(__file__).parents[2]
@@ -55,6 +64,10 @@ def sqlite_bed(tmp_path: Path) -> Iterator[Bed]:
     made = Bed(tmp_path, f"sqlite:///{tmp_path / 'worklist.db'}")
     yield made
     made.close()
+
+
+def raise_store_error(*_: object, **__: object) -> NoReturn:
+    raise StoreError("The disk went away.")
 
 
 def ct(count: int = 3, **attributes: Any) -> list[FileDataset]:
@@ -249,6 +262,90 @@ def test_nul_characters_in_names_are_stored(bed: Bed) -> None:
     assert_sound(bed)
 
 
+def test_text_that_no_database_can_write_is_refused_and_leaves_nothing(sqlite_bed: Bed) -> None:
+    (image,) = ct(1)
+    head, data_set = parts(image)
+    # Half a character, by an encoding that the library takes since Python knows it.
+    character_set = struct.pack("<HH2sH", 0x0008, 0x0005, b"CS", 6) + b"utf_7 "
+    name = struct.pack("<HH2sH", 0x0010, 0x0010, b"PN", 6) + b"+3/8-^ "[:6]
+    start = data_set.index(struct.pack("<HH2s", 0x0010, 0x0010, b"PN"))
+    end = start + 8 + int.from_bytes(data_set[start + 6 : start + 8], "little")
+    bent = (head, character_set + data_set[:start] + name + data_set[end:])
+    with as_received(), pytest.raises(UnreadableError, match="character set"):
+        sqlite_bed.intake.accept(*announced(bent), None)
+    assert sqlite_bed.files("") - {"worklist.db"} == set()
+
+
+def test_deflated_data_sets_are_inflated_one_at_a_time(sqlite_bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = ct(3)
+    for image in images:
+        image.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    running, most, inflate = 0, 0, header._inflated
+
+    def counted(stream: BinaryIO) -> BinaryIO:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        time.sleep(0.05)
+        running -= 1
+        return inflate(stream)
+
+    monkeypatch.setattr(header, "_inflated", counted)
+    with as_received():
+        threads = [
+            threading.Thread(target=sqlite_bed.intake.accept, args=(*announced(parts(image)), None)) for image in images
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(sqlite_bed.rows(Instance)) == 3
+    assert most == 1
+
+
+def test_one_that_cannot_be_recorded_fails_nobody_else_of_its_group(bed: Bed) -> None:
+    first, *others = (arrival(number) for number in range(4))
+    recorder = Recorder(bed.database)
+    recorder.record(first, None, 60.0)
+    whose = dataclasses.replace(first.identity, patient_name="half a character \udfff")
+    others[1] = dataclasses.replace(others[1], identity=whose)
+    outcomes: dict[str, str] = {}
+
+    def record(one: Arrival) -> None:
+        try:
+            outcomes[one.key] = recorder.record(one, None, 60.0).recorded.value
+        except UnicodeEncodeError:
+            outcomes[one.key] = "failed"
+
+    threads = [threading.Thread(target=record, args=(one,)) for one in others]
+    with recorder._turn:  # until all of them wait for it
+        for thread in threads:
+            thread.start()
+        while len(recorder._queue) < len(others):
+            time.sleep(0.01)
+    for thread in threads:
+        thread.join()
+    assert outcomes == {"1": "new", "2": "failed", "3": "new"}
+    assert len(bed.rows(Instance)) == 3
+
+
+def arrival(number: int) -> Arrival:
+    """Make an arrival of one series, whose key is its number."""
+    return Arrival(
+        study_instance_uid="1.2",
+        series_instance_uid="1.2.3",
+        sop_instance_uid=f"1.2.3.{number + 1}",
+        sop_class_uid=CTImageStorage,
+        is_image=True,
+        modality="CT",
+        description="",
+        identity=Identity("4711", "", "Doe^Jane", ""),
+        key=str(number),
+        digest=64 * str(number),
+        size=1,
+    )
+
+
 def test_eight_senders_of_one_study_at_once(bed: Bed) -> None:
     images = ct(4)
     answers: list[list[Recorded]] = []
@@ -338,6 +435,35 @@ class TestCrashes:
         assert len(bed.rows(Version)) == (2 if step == "recorded" else 1)
         assert bed.rows(Association)[0].id == before
         assert bed.rows(Association)[0].end == AssociationEnd.LOST
+
+    def test_what_receivers_left_that_are_no_more_is_cleared_up(self, sqlite_bed: Bed) -> None:
+        storage = sqlite_bed.folder / "storage"
+        settings = Settings(
+            node={"storage": storage, "worklist": sqlite_bed.url}, receiver={"processes": 1, "quiet_period": QUIET}
+        )
+        leavers = {"": "incoming", "receiver-3": "incoming/receiver-3"}  # before there were several; of more than now
+        for (way_in, folder), image in zip(leavers.items(), ct(2), strict=True):
+            gone = Intake(Store(storage, way_in), sqlite_bed.database, QUIET, 0)
+            gone.open_association("CT01", "10.0.0.1")
+            gone._recorder.record = raise_store_error  # type: ignore[method-assign]
+            with as_received(), pytest.raises(StoreError):
+                gone.accept(*announced(parts(image)), None)
+            assert any(path.is_file() for path in (storage / folder).iterdir())
+        _clear_up_after_others(settings, sqlite_bed.database)
+        assert sqlite_bed.files("incoming") | sqlite_bed.files() == set()
+        assert [row.end for row in sqlite_bed.rows(Association)] == [AssociationEnd.LOST] * 2
+
+    def test_what_a_receiver_holds_that_is_still_ending_is_left_to_it(self, sqlite_bed: Bed) -> None:
+        storage = sqlite_bed.folder / "storage"
+        settings = Settings(node={"storage": storage, "worklist": sqlite_bed.url}, receiver={"processes": 1})
+        Store(storage, "receiver-2").receive(b"head", ())
+        done = threading.Thread(target=_clear_up_after_others, args=(settings, sqlite_bed.database))
+        with locked(storage / "receiver-2.lock"):
+            done.start()
+            done.join(0.3)
+            assert len(sqlite_bed.files("incoming")) == 1
+        done.join()
+        assert sqlite_bed.files("incoming") == set()
 
     def test_a_half_received_deflated_file_does_not_keep_the_node_from_starting(self, sqlite_bed: Bed) -> None:
         (image,) = ct(1)

@@ -262,7 +262,7 @@ def test_from_a_scanner_to_the_pacs_and_an_orderly_end(make: Callable[..., Serve
 
         children = node.children()
         assert node.stop() == 0
-        assert not any(map(is_running, children))
+        wait_until(lambda: not any(map(is_running, children)), 5)  # the library's tracker of resources goes last
         assert not is_listening(node.port)
         events = node.events()
         assert events.index("receiver stopped") < events.index("node stopped") == len(events) - 1

@@ -1,17 +1,27 @@
-"""Who may come in, beside AE titles and certificates: users, and limits on addresses and on time."""
+"""Who may come in, beside AE titles and certificates: users, limits on addresses and on time, crowds at the door."""
 
 import contextlib
 import socket
+import threading
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from pynetdicom.pdu_primitives import UserIdentityNegotiation
 from structlog.testing import capture_logs
 
 from dicomai import passcodes
-from dicomai.config import UserSettings
-from tests.dimse import associate, node, rejection, store, wait_until
+from dicomai.config import Settings, UserSettings
+from dicomai.errors import TooLargeError
+from dicomai.node import _door
+from dicomai.receiver import Receiver
+from dicomai.receiver.connections import LONGEST_PDU
+from dicomai.receiver.identity import Users
+from dicomai.receiver.services import Service
+from tests.dimse import HOST, MemoryIntake, associate, free_port, node, rejection, store, wait_until
 
 CT = [(CTImageStorage, [ExplicitVRLittleEndian])]
 USERS = (UserSettings(name="ct01", passcode=passcodes.hashed(b"4711")), UserSettings(name="mr01"))
@@ -78,6 +88,28 @@ class TestUsers:
             assert assoc.is_established
             assert assoc.acceptor.user_identity is None
 
+    def test_strangers_that_come_at_once_do_not_each_take_the_memory_of_scrypt(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        running, most = 0, 0
+
+        def fits(*_: object) -> bool:
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+            time.sleep(0.02)
+            running -= 1
+            return False
+
+        monkeypatch.setattr(passcodes, "fits", fits)
+        users = Users(USERS)
+        threads = [threading.Thread(target=users.refusal, args=(identity(2, b"ct01", b"x"),)) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert most == 1
+
 
 class TestLimits:
     def test_one_address_may_not_take_it_all(self) -> None:
@@ -108,6 +140,70 @@ class TestLimits:
                 wait_until(lambda: not drip.is_established, 3)
             assert n.intake.closed[1:] == [(2, "aborted")]
         assert [line["association"] for line in logs if "too long" in line["event"]] == [1, 2]
+
+    def test_no_pdu_is_offered_that_would_break_an_association_off(self) -> None:
+        assert Settings(receiver={"max_pdu": LONGEST_PDU}).receiver.max_pdu == LONGEST_PDU
+        with pytest.raises(ValidationError):
+            Settings(receiver={"max_pdu": LONGEST_PDU + 1})
+
+    def test_what_is_too_large_leaves_its_series_to_be_waited_for(self) -> None:
+        with node() as n:
+            n.intake.failure = TooLargeError("More bytes than are taken.")
+            with associate(n.port, CT) as assoc:
+                assert store(assoc, CTImageStorage, "1.2.3", b"\x08\x00\x18\x00").Status == 0xA700
+            wait_until(lambda: n.intake.closed)
+            assert n.intake.closed == [(1, "lost")]
+
+    def test_a_service_that_fails_takes_nobody_s_lease(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Failing(Service):
+            def patrol(self) -> None:
+                raise RuntimeError("nobody foresaw it")
+
+        monkeypatch.setattr("dicomai.receiver.scp._PATROL_SECONDS", 0.02)
+        monkeypatch.setattr("dicomai.receiver.scp._RENEWAL_SECONDS", 0.04)
+        with capture_logs() as logs, node(services=[Failing()]) as n, associate(n.port, CT):
+            wait_until(lambda: len(n.intake.renewed) > 3)
+        assert any(line["event"].startswith("a look at the open associations failed") for line in logs)
+
+
+class TestTheDoor:
+    def test_one_that_is_silent_does_not_keep_the_process_from_ending(self) -> None:
+        with node() as n, socket.create_connection((HOST, n.port)) as silent:
+            wait_until(lambda: any(thread.name.startswith("AcceptorThread") for thread in threading.enumerate()))
+            n.receiver.shutdown()
+            silent.settimeout(3)
+            assert silent.recv(1) == b""
+
+    def test_a_storm_is_let_in_as_it_comes(self) -> None:
+        with at_door() as receiver, contextlib.ExitStack() as stack:
+            begin = time.monotonic()
+            for _ in range(100):
+                stack.enter_context(socket.create_connection((HOST, receiver.port)))
+            assert receiver._server is not None
+            there = receiver._server._connections
+            wait_until(lambda: len(there) == 100)
+            assert time.monotonic() - begin < 1.5  # a courtesy for each would take 2.8
+
+    def test_localhost_is_where_most_senders_look_for_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        both = [
+            (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", 0, 0, 0)),
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", (HOST, 0)),
+        ]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: both)
+        with _door(Settings(node={"host": "localhost"})) as door:
+            assert door.getsockname()[0] == HOST
+
+
+@contextlib.contextmanager
+def at_door() -> Iterator[Receiver]:
+    """Run a receiver that may share its port with others."""
+    settings = Settings(node={"host": HOST, "port": free_port()})
+    receiver = Receiver(settings, MemoryIntake(), (), _door(settings))
+    receiver.start()
+    try:
+        yield receiver
+    finally:
+        receiver.shutdown(grace=0.1)
 
 
 @contextlib.contextmanager

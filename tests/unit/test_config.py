@@ -153,6 +153,7 @@ ROUTE = '[[route]]\nname = "brain"\nmodel = "brain_extraction"\n'
     [
         ("x =", "is no TOML"),
         ("[node]\nae_titel = 'X'", "node.ae_titel: there is no such key"),
+        ("[console]\npublic_url = 'ai.hospital.example'", "console.public_url: .* is no URL such as"),
         ("[console]\ntoken = 'short'", "console.token: a token has 16 printable characters or more"),
         ("[console]\nhost = '0.0.0.0'\ndicomweb = true", "console: console.dicomweb on '0.0.0.0' .* set console.token"),
         ("[console]\nhost = 'node7'\ndicomweb = true", "console: console.dicomweb on 'node7' .* set console.token"),
