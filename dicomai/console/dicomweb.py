@@ -35,6 +35,9 @@ log = structlog.get_logger()
 ROOT = "/dicomweb"
 """Below this path are the services."""
 
+MOST_PARTS = 100_000
+"""How many parts a request may have: what is answered to each is in memory until the end."""
+
 _PATH = re.compile(rf"{ROOT}/studies(?:/([^/]+)(?:/series/([^/]+)(?:/instances/([^/]+))?)?)?/?")
 _RENEWAL_SECONDS = 10.0
 _GRACE_SECONDS = 10.0
@@ -52,6 +55,7 @@ class DicomWeb:
             store: where they are had from.
             database: where the index is.
         """
+        self._public_url = settings.console.public_url
         self._token = settings.console.token.get_secret_value()
         self._limits = settings.receiver
         self._intake = intake
@@ -139,7 +143,7 @@ class DicomWeb:
 
     def _send(self, exchange: Exchange, study: str, series: str | None, instance: str | None) -> None:
         syntaxes = wado.accepted_syntaxes(exchange.headers.get_all("Accept", []))
-        kept = self._retrieval.find(study, series, instance)
+        kept = self._retrieval.find(study, series, instance, withdrawn=False)
         if not kept:
             raise RequestError(HTTPStatus.NOT_FOUND, "Nothing of that name is kept here.")
         wado.send(exchange, self._store, kept, syntaxes)
@@ -154,11 +158,15 @@ class DicomWeb:
             )
         with self._association(exchange) as deposit:
             exchange.go_on(self._limits.idle_timeout)
-            for part in read_parts(_in_time(body, self._limits.total_timeout), boundary):
+            for number, part in enumerate(read_parts(_in_time(body, self._limits.total_timeout), boundary)):
+                if number == MOST_PARTS:
+                    raise RequestError(
+                        HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"The request has more than {MOST_PARTS} parts; send less."
+                    )
                 self._take(part, deposit, study)
             if not deposit.stored and not deposit.failures:
                 raise RequestError(HTTPStatus.BAD_REQUEST, "The body has no part; send one instance or more.")
-            text = deposit.response(f"http://{_host(exchange)}{ROOT}")
+            text = deposit.response(f"{self._public_url or f'http://{_host(exchange)}'}{ROOT}")
             exchange.answer(deposit.status, "application/dicom+json", text)
 
     def _take(self, part: Part, deposit: Deposit, study: str | None) -> None:
@@ -181,8 +189,8 @@ class DicomWeb:
             _fail(deposit, meta, statuses.status_of(error), error)
         else:
             deposit.owed.discard(meta.sop_instance_uid)
-            found = self._retrieval.find(sop_instance_uid=meta.sop_instance_uid)
-            deposit.stored.append((meta, None if recorded is Recorded.CONFLICT else found[0]))
+            found = self._retrieval.find(sop_instance_uid=meta.sop_instance_uid, withdrawn=False)
+            deposit.stored.append((meta, found[0] if found and recorded is not Recorded.CONFLICT else None))
 
     @contextlib.contextmanager
     def _association(self, exchange: Exchange) -> Iterator[Deposit]:

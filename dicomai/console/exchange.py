@@ -97,5 +97,5 @@ class Exchange(BaseHTTPRequestHandler):
                 pass
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002  the library's name
-        """Log a request as everything else is logged."""
-        log.debug("request", line=format % args)
+        """Log a request as everything else is logged, but for its query, which may name a patient."""
+        log.debug("request", line=(format % args).partition("?")[0])

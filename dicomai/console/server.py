@@ -1,12 +1,16 @@
 """The HTTP server behind the page: `/`, `/worklist.json` and `/health`, by GET alone; and DICOMweb where it is on."""
 
+import contextlib
 import json
 import re
+import socket
 import sys
 import threading
+import time
 from http import HTTPStatus
 from http.server import ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import urlsplit
 
 import structlog
 
@@ -25,6 +29,9 @@ log = structlog.get_logger()
 MOST_OTHERS = 128
 """How many connections may be open beside those that DICOMweb may have."""
 
+HEAD_SECONDS = 30.0
+"""Within which the head of a request has to come, however its bytes drip."""
+
 
 class Console:
     """Serves the page until it is shut down."""
@@ -41,6 +48,7 @@ class Console:
         """
         overview = Overview(Database(settings.node.worklist_url))
         names = {settings.console.host.lower(), "localhost", "127.0.0.1", "[::1]"}
+        names |= {_without_port(urlsplit(settings.console.public_url).netloc)} - {""}
 
         class Handler(_Handler):
             pass
@@ -79,16 +87,34 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, address: tuple[str, int], handler: type[Exchange], most_connections: int) -> None:
         super().__init__(address, handler)
         self._places = threading.BoundedSemaphore(most_connections)
+        self._since: dict[socket.socket, float] = {}
 
     def verify_request(self, request: object, client_address: object) -> bool:  # noqa: ARG002  the library's
         """Close at once what there is no room for: each connection is a thread, and may be slow on purpose."""
         return self._places.acquire(blocking=False)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Begin to wait for the head of a request."""
+        self._since[request] = time.monotonic()
+        super().process_request(request, client_address)
+
+    def head_came(self, request: socket.socket) -> None:
+        """Hear that the head of a request is here."""
+        self._since.pop(request, None)
+
+    def service_actions(self) -> None:
+        """End connections whose head takes too long; called several times a second."""
+        for request, since in list(self._since.items()):
+            if time.monotonic() - since > HEAD_SECONDS:
+                with contextlib.suppress(OSError):  # it ends by itself at this moment
+                    request.shutdown(socket.SHUT_RDWR)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Serve a connection, then give its place back."""
         try:
             super().process_request_thread(request, client_address)
         finally:
+            self.head_came(request)
             self._places.release()
 
     def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002  the library's
@@ -105,6 +131,12 @@ class _Handler(Exchange):
     ae_title: str
     names: set[str]
     dicomweb: "DicomWeb | None"
+
+    def parse_request(self) -> bool:
+        """Read the head of the request."""
+        is_whole = super().parse_request()
+        cast("_Server", self.server).head_came(self.connection)
+        return is_whole
 
     def do_GET(self) -> None:  # noqa: N802  the library's name
         if self._is_for_us():
@@ -127,8 +159,7 @@ class _Handler(Exchange):
 
         A page from elsewhere whose name was pointed at this address must not read the worklist (DNS rebinding).
         """
-        host = re.sub(r":[0-9]*$", "", (self.headers.get("Host") or "").lower())  # port 80 is left out
-        if host in self.names or self.address not in {"127.0.0.1", "::1"}:
+        if _without_port(self.headers.get("Host") or "") in self.names or self.address not in {"127.0.0.1", "::1"}:
             return True
         self._answer(HTTPStatus.MISDIRECTED_REQUEST, "text/plain", "Ask for this node by its own address.")
         return False
@@ -155,3 +186,7 @@ class _Handler(Exchange):
 
     def _answer(self, status: HTTPStatus, kind: str, text: str) -> None:
         self.answer(status, f"{kind}; charset=utf-8", text)
+
+
+def _without_port(host: str) -> str:
+    return re.sub(r":[0-9]*$", "", host.lower())  # port 80 is left out

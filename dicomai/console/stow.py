@@ -101,7 +101,8 @@ class Deposit:
 
     Attributes:
         row: number of its association in the index.
-        stored: each instance that is durable, and where it can be had again; None for one that contradicts a known one.
+        stored: each instance that is durable, and where it can be had again; None for one that contradicts a known one
+            or is withdrawn.
         failed: what says which instance it is, and why it was not stored.
         nameless: why other parts were not stored.
         owed: SOP Instance UIDs that were not stored for a reason of ours and have not come again.

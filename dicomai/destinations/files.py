@@ -8,7 +8,8 @@ from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
 
 from dicomai.config import DicomDestination, TlsSettings
-from dicomai.destinations.dimse import MAX_CONTEXTS, Link, Peer, associate
+from dicomai.destinations.dimse import MAX_CONTEXTS, StorageLink, associate
+from dicomai.destinations.dimse.association import Peer
 from dicomai.errors import DeliveryError, RejectedError, UnreachableError
 
 _MEDIA_STORAGE_DIRECTORY = "1.2.840.10008.1.3.10"
@@ -107,7 +108,7 @@ class _BrokenError(UnreachableError):
     """The connection broke while a file was being sent."""
 
 
-def _send(link: Link, file: _File) -> SentFile:
+def _send(link: StorageLink, file: _File) -> SentFile:
     try:
         link.require(*file.context)
     except RejectedError as error:

@@ -14,10 +14,10 @@ from pynetdicom import build_context
 from pynetdicom.status import QR_FIND_SERVICE_CLASS_STATUS
 
 from dicomai.config import SourceSettings, TlsSettings
-from dicomai.destinations.dimse import Peer
+from dicomai.destinations.dimse.association import Peer
 from dicomai.errors import DeliveryError, RejectedError, UnreachableError, UnreadableError
 from dicomai.routing import values
-from dicomai.sources.association import Link, associate, peer_of
+from dicomai.sources.association import SourceLink, associate, peer_of
 from dicomai.sources.query import FoundSeries, FoundStudy, Query, day_of
 from dicomai.store import checked_uid
 from dicomai.study import UNREADABLE
@@ -69,7 +69,7 @@ def finding(peer: Peer) -> "Iterator[Finder]":
 class Finder:
     """Queries over one association."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: SourceLink) -> None:
         """Query over an association.
 
         Raises:
@@ -175,7 +175,7 @@ def identifier(level: str, keys: Mapping[str, str]) -> Dataset:
     return ds
 
 
-def _refusal(link: Link, level: str, status: int) -> DeliveryError:
+def _refusal(link: SourceLink, level: str, status: int) -> DeliveryError:
     _, meaning = QR_FIND_SERVICE_CLASS_STATUS.get(status, ("", ""))
     said = f"{link.peer} answered {status:04X} ({meaning or 'failure'}) to a query at the level {level}"
     if status in _FOR_NOW:

@@ -201,14 +201,15 @@ class Fetcher:
             item.here = len(self._kept.find(item.study.study_instance_uid, item.series.series_instance_uid))
 
     def _look(self, item: Item, finder: Finder) -> None:
-        """Hold what is here against what the source has: by number, and one by one where that differs."""
+        """Hold what is here against what the source has: one by one, by number where the source names none.
+
+        Equal numbers alone could hide that one instance is not here and another not there.
+        """
         study, series = item.study.study_instance_uid, item.series.series_instance_uid
         here = {kept.sop_instance_uid for kept in self._kept.find(study, series)}
         item.here = len(here)
-        item.is_whole = item.here == item.series.instances
-        if here and not item.is_whole:
-            there = finder.instances(study, series)
-            item.is_whole = bool(there) and there.keys() <= here
+        there = finder.instances(study, series) if here else {}
+        item.is_whole = there.keys() <= here if there else item.here == item.series.instances
 
 
 def _after(done: int, progress: Callable[[int], None]) -> Callable[[int], None]:

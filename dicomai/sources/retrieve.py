@@ -22,11 +22,12 @@ from pynetdicom.events import Event
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.status import QR_GET_SERVICE_CLASS_STATUS, QR_MOVE_SERVICE_CLASS_STATUS
 
-from dicomai.destinations.dimse import MAX_CONTEXTS, Peer
+from dicomai.destinations.dimse import MAX_CONTEXTS
+from dicomai.destinations.dimse.association import Peer
 from dicomai.errors import DicomaiError, InputError, NotAcceptedError, RejectedError, StorageFullError, TooLargeError
 from dicomai.filemeta import FileMeta
 from dicomai.log import place
-from dicomai.sources.association import Link, associate
+from dicomai.sources.association import SourceLink, associate
 from dicomai.sources.dimse import FIND, identifier
 
 MOVE = "1.2.840.10008.5.1.4.1.2.2.2"
@@ -114,7 +115,7 @@ def storage_contexts(sop_class_uids: Collection[str]) -> list[PresentationContex
 class Retriever:
     """Retrievals over one association, which can be queried too."""
 
-    def __init__(self, link: Link, model: str, taker: "_Taker | None" = None) -> None:
+    def __init__(self, link: SourceLink, model: str, taker: "_Taker | None" = None) -> None:
         """Retrieve over an association.
 
         Raises:

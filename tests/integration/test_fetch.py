@@ -298,7 +298,7 @@ def test_a_full_disk_ends_it(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(pacs.retrievals) == 1, "the other study was asked for in spite of it"
 
 
-def test_where_the_numbers_differ_the_instances_are_compared(bed: Bed) -> None:
+def test_the_instances_are_compared_and_not_their_numbers(bed: Bed) -> None:
     ours = images(4)
     bed.take(ours)
     with running(Pacs(ours[:3])) as pacs:  # one was deleted there since
@@ -307,6 +307,9 @@ def test_where_the_numbers_differ_the_instances_are_compared(bed: Bed) -> None:
         pacs.images = [*ours[:2], *images(1, SeriesInstanceUID=ours[0].SeriesInstanceUID)]
         (item,) = fetcher(pacs, bed).plan(JANUARY).items
         assert (item.here, item.series.instances, item.is_whole) == (4, 3, False), "one of them is not here"
+        pacs.images = [*ours[:3], *images(1, SeriesInstanceUID=ours[0].SeriesInstanceUID)]
+        (item,) = fetcher(pacs, bed).plan(JANUARY).items
+        assert (item.here, item.series.instances, item.is_whole) == (4, 4, False), "as many, but not the same"
 
 
 def test_tls_is_used_where_the_source_has_it(bed: Bed, tmp_path: Path) -> None:
