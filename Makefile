@@ -16,7 +16,7 @@ export PYTHONHASHSEED
 PYTEST := echo "PYTHONHASHSEED=$(PYTHONHASHSEED)"; $(BIN)/python -m pytest --quiet
 WORKERS ?= 2
 
-.PHONY: help setup demo test check acceptance gpu bench hooks clean postgresql peers
+.PHONY: help setup demo test check acceptance gpu bench soak fuzz hooks clean postgresql peers
 
 help: ## say what there is to make
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -55,6 +55,14 @@ gpu: setup ## the tests that need a CUDA device, on one
 
 bench: setup ## every figure that the documentation quotes
 	@for script in benchmarks/*.py; do if [ -e "$$script" ]; then $(BIN)/python "$$script"; fi; done
+
+soak: setup peers ## 1,500 studies by eight senders, then a hundred kills while they send
+	@$(BIN)/python -m tests.soak
+	@KILLS=100 $(PYTEST) --capture no tests/acceptance/test_kill_receiving.py
+
+fuzz: setup ## a million hostile inputs (INPUTS=, SEED=, ONLY=, or REPLAY=FILE that a finding named)
+	@$(BIN)/python -m tests.fuzz $(if $(INPUTS),--inputs $(INPUTS)) $(if $(SEED),--seed $(SEED)) \
+		$(if $(ONLY),--only $(ONLY)) $(if $(REPLAY),--replay '$(REPLAY)')
 
 hooks: setup ## have `git commit` run the linters first
 	@$(BIN)/pre-commit install

@@ -90,18 +90,19 @@ class Node:
         (owner,) = [name for name in self._owners() if f"/{role}/" in name]
         os.kill(int(owner.rpartition("/")[2]), signal.SIGKILL)
 
-    def kill_listener(self) -> None:
-        """SIGKILL to the process that listens on the port; the rest of the node goes on."""
-        os.kill(self.listener(), signal.SIGKILL)
+    def kill_receivers(self) -> None:
+        """SIGKILL to the processes that receive; the rest of the node goes on."""
+        for pid in self.receivers():
+            os.kill(pid, signal.SIGKILL)
 
-    def listener(self) -> int:
-        """Give the process that listens on the port; 0 where there is none."""
-        inodes = _listening(self.port)
+    def receivers(self) -> set[int]:
+        """Give the processes that receive: those that listen on the port, less the parent, whose port it is."""
+        inodes, found = _listening(self.port), set()
         for pid in self.processes():
             with contextlib.suppress(OSError):
                 if any(str(fd.readlink()) in inodes for fd in Path(f"/proc/{pid}/fd").iterdir()):
-                    return pid
-        return 0
+                    found.add(pid)
+        return found - {self.process.pid if self.process is not None else 0}
 
     def processes(self) -> list[int]:
         """List its processes that are alive: those of the process group that it was started in."""

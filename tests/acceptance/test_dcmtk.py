@@ -10,7 +10,7 @@ import pytest
 from pydicom.uid import generate_uid
 
 from tests.acceptance.node import Node, node
-from tests.acceptance.tools import run_dcmtk
+from tests.acceptance.tools import run_dcmtk, with_new_uids
 from tests.acceptance.wire import Wire, wire
 
 TEST_FILES = Path(pydicom.data.__file__).parent / "test_files"
@@ -71,17 +71,6 @@ def test_what_storescu_sends_is_stored_byte_for_byte(
     meta = pydicom.dcmread(file, stop_before_pixels=True).file_meta
     assert meta.TransferSyntaxUID == transfer_syntax
     assert meta.MediaStorageSOPInstanceUID == uid
-
-
-def with_new_uids(path: Path, folder: Path) -> Path:
-    """Make a test file an instance of its own (some share their UIDs, some have none); all else stays as it is."""
-    ds = pydicom.dcmread(path)
-    for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
-        setattr(ds, keyword, generate_uid())
-    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
-    ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID
-    ds.save_as(folder / path.name, enforce_file_format=True)
-    return folder / path.name
 
 
 def test_an_instance_sent_twice_is_stored_once_and_taken_twice(running: Node) -> None:

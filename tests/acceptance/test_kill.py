@@ -49,15 +49,15 @@ def test_killed_at_every_stage_it_ends_with_one_seg_and_one_sr(
 def receiving(one: Node, inward: Wire, kind: str, files: tuple[Path, ...]) -> None:
     """Kill it in the middle of an instance, the tenth or so of twenty; then send what was not acknowledged."""
     inward.act_after = sum(path.stat().st_size for path in files) // 2
-    inward.act = killer(one, kind, one.kill_listener)
-    before = one.listener()
+    inward.act = killer(one, kind, one.kill_receivers)
+    before = one.receivers()
     sent = tools.dcmsend(inward.port, *files)
     assert sent.returncode != 0, sent.stdout
     assert inward.acted.wait(30)
     acknowledged = {uid for uid, status in inward.statuses().items() if status == 0x0000}
     assert 5 <= len(acknowledged) <= 15, sent.stdout + one.log
     assert len(acknowledged) == sent.stdout.count("Received C-STORE Response (Success)")
-    revive(one, kind, lambda: one.listener() not in {0, before})
+    revive(one, kind, lambda: len(one.receivers() - before) == len(before))
     data_sets = inward.data_sets()
     for uid in acknowledged:
         assert one.stored(uid) == [data_sets[uid]], uid

@@ -13,8 +13,10 @@ from typing import Any
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 from numpy.typing import NDArray
+from pydicom.uid import generate_uid
 
 _SCRIPTS = Path(sys.executable).parent
 
@@ -45,6 +47,17 @@ def dcmsend(
             "dcmsend", "-v", "-dn", "--max-send-pdu", "131072", "-aet", calling, "-aec", called,
             "127.0.0.1", str(port), f"@{options.name}",
         )  # fmt: skip
+
+
+def with_new_uids(path: Path, folder: Path) -> Path:
+    """Make a test file an instance of its own (some share their UIDs, some have none); all else stays as it is."""
+    ds = pydicom.dcmread(path)
+    for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
+        setattr(ds, keyword, generate_uid())
+    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
+    ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID
+    ds.save_as(folder / path.name, enforce_file_format=True)
+    return folder / path.name
 
 
 def errors_of(path: Path) -> list[str]:

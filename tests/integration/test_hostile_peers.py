@@ -6,10 +6,12 @@ import http.client
 import io
 import json
 import logging
+import resource
 import socket
 import struct
 import sys
 import threading
+import time
 import urllib.request
 import warnings
 import zlib
@@ -30,6 +32,7 @@ from dicomai.errors import ConfigurationError, StorageFullError, StoreError, Unr
 from dicomai.store import Incoming, Store
 from tests.beds import Bed, announced, as_received, parts_of
 from tests.dimse import HOST, associate, free_port, node, store, wait_until
+from tests.fuzz import datasets
 from tests.synthetic import encode, series
 
 CT = [(CTImageStorage, [ExplicitVRLittleEndian])]
@@ -188,6 +191,38 @@ def test_a_bomb_is_refused_before_it_fills_the_memory(bed: Bed, monkeypatch: pyt
     monkeypatch.setattr("dicomai.header.MOST_INFLATED", 8 * 1024**2)
     with as_received(), pytest.raises(Exception, match="announced"):  # looked through, read, and judged as usual
         bed.intake.accept(*file, None)
+
+
+def hostile(name: str) -> bytes:
+    """Make a data set that nobody should send."""
+    elements = [element for element in datasets.decoded() if element[0] < 0x7FE00010]
+    if name == "sequences nested 10,000 deep":
+        deep = datasets.nested(10_000, ExplicitVRLittleEndian, closed=True)
+        return datasets.encode([*elements[:6], (0x00081140, "SQ", deep)], ExplicitVRLittleEndian, {0x00081140: -1})
+    if name.startswith("four gigabytes"):
+        size = 200_000 if "200 KB" in name else 500  # what is longer than 128 KB is read from its file
+        elements = [one for one in elements if one[0] != 0x0008103E]
+        return datasets.encode(
+            sorted([*elements, (0x0008103E, "UT", bytes(size))]), ExplicitVRLittleEndian, {0x0008103E: 0xFFFFFFF0}
+        )
+    path = [(tag, vr, b"../../../x" if tag == 0x0020000E else value) for tag, vr, value in elements]
+    return datasets.encode(path, ExplicitVRLittleEndian)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["sequences nested 10,000 deep", "four gigabytes in 1 KB", "four gigabytes in 200 KB", "a UID that is a path"],
+)
+def test_a_hostile_data_set_is_refused_and_leaves_nothing(bed: Bed, name: str) -> None:
+    with node(bed.intake) as n, associate(n.port, CT) as assoc:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        assert store(assoc, CTImageStorage, "1.2.826.1", hostile(name)).Status == 0xC000
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
+        began = time.monotonic()
+        assert echoes(n.port)
+        assert time.monotonic() - began < 1.0
+    assert bed.files("") == set()
+    assert {path.name for path in bed.folder.iterdir() if "worklist.db" not in path.name} == {"storage", "models"}
 
 
 @pytest.mark.parametrize("step", ["mkdir", "link"])

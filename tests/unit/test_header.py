@@ -1,0 +1,71 @@
+"""Headers of received data sets: nothing that a stranger writes is understood to be what it is not."""
+
+import io
+import resource
+
+import pytest
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
+
+from dicomai.errors import UnreadableError
+from dicomai.header import Header, read_header
+from tests.beds import as_received
+from tests.fuzz import datasets
+
+
+def read(data: bytes, syntax: str) -> Header | None:
+    """Read as the receiver does; None where it cannot be understood."""
+    try:
+        with as_received():
+            return read_header(io.BytesIO(data), syntax)
+    except UnreadableError:
+        return None
+
+
+@pytest.mark.filterwarnings("ignore:Unknown encoding:UserWarning")  # half of one
+@pytest.mark.parametrize("syntax", datasets.SYNTAXES[:4])
+def test_a_data_set_that_is_cut_is_never_half_understood(syntax: str) -> None:
+    data = datasets.valid(syntax)
+    whole = read(data, syntax)
+    assert whole is not None
+    assert whole.is_image
+    understood = {cut: header for cut in range(len(data)) if (header := read(data[:cut], syntax)) is not None}
+    # At the end of an element nobody can tell, and what is left of one in big endian may be the zeros of padding.
+    assert {header.series_instance_uid for header in understood.values()} <= {whole.series_instance_uid}
+    assert len([cut for cut, header in understood.items() if header != whole]) <= 8
+    if syntax == DeflatedExplicitVRLittleEndian:
+        assert understood == {}
+
+
+def test_zeros_may_fill_it_up_and_nothing_else_may() -> None:
+    header = datasets.valid(ExplicitVRLittleEndian)[:-44]  # without the pixels
+    assert read(header, ExplicitVRLittleEndian) is not None
+    assert read(header + bytes(5), ExplicitVRLittleEndian) is not None
+    assert read(header + b"\1", ExplicitVRLittleEndian) is None
+
+
+@pytest.mark.parametrize("syntax", datasets.SYNTAXES[:3])
+@pytest.mark.parametrize("inside", ["SQ", "UN"])
+@pytest.mark.parametrize("closed", [True, False])
+def test_ten_thousand_sequences_in_each_other_are_refused(syntax: str, inside: str, closed: bool) -> None:
+    deep = datasets.nested(10_000, syntax, closed=closed, vr=inside)
+    first = datasets.encode([(0x00080008, "CS", b"A ")], syntax)
+    begins = datasets.encode([(0x00081140, inside, deep)], syntax, {0x00081140: 0xFFFFFFFF})
+    assert read(first + begins + datasets.valid(syntax), syntax) is None
+
+
+@pytest.mark.parametrize("tag", [0x00080018, 0x0008103E, 0x00081140, 0x00191001])
+@pytest.mark.parametrize("vr", ["UN", "UT", "OB"])
+def test_four_gigabytes_that_are_not_there_take_no_memory(tag: int, vr: str) -> None:
+    elements = [(0x00080016, "UI", b"1.2.3\0"), (tag, vr, bytes(1000))]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert read(datasets.encode(elements, ExplicitVRLittleEndian, {tag: 0xFFFFFFF0}), ExplicitVRLittleEndian) is None
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
+
+
+@pytest.mark.filterwarnings("ignore:Unknown encoding:UserWarning")
+@pytest.mark.parametrize("tag", [0x00080005, 0x00080018, 0x00280010])
+@pytest.mark.parametrize("vr", ["FD", "US"])
+def test_a_value_of_a_length_that_its_vr_cannot_have_is_refused(tag: int, vr: str) -> None:
+    elements = [element for element in datasets.decoded() if element[0] != tag]
+    wrong = datasets.encode(sorted([*elements, (tag, vr, b"\1\2\3")]), ExplicitVRLittleEndian)
+    assert read(wrong, ExplicitVRLittleEndian) is None
