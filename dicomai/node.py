@@ -85,6 +85,7 @@ class Node:
             ConfigurationError: the configuration is wrong, or a role found it so.
             DicomaiError: something is missing, or a role did not start.
         """
+        Store(self.settings.node.storage)
         for role in _ONE_EACH:
             if role in self.roles:
                 lock = self.settings.node.storage / f"node-{role.value}.lock"
@@ -111,7 +112,7 @@ class Node:
         logger.info("node started", ae_title=settings.ae_title, port=settings.port, roles=[r.value for r in self.roles])
 
     def _prepare(self) -> None:
-        """Check models, make the storage, migrate the database, and let go of what dead workers held.
+        """Check models, migrate the database, and let go of what dead workers held.
 
         Raises:
             DicomaiError: something is missing.
@@ -124,7 +125,6 @@ class Node:
             for one in bundles_of(self.settings).values():
                 if Role.WORKER in self.roles:
                     weights.located(one, storage)
-        Store(storage)
         with locked(storage / "migration.lock"):
             database = Database(self.settings.node.worklist_url)
             database.migrate()
@@ -246,9 +246,11 @@ def _door(settings: Settings) -> socket.socket:
         found = socket.getaddrinfo(node.host or None, node.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         # A name such as localhost means its IPv4 address where it has both, as it does to most senders.
         family, kind, protocol, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)
-        door = socket.socket(family, kind, protocol)
-        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        door.bind(address)
+        with contextlib.ExitStack() as unless_bound:
+            door = unless_bound.enter_context(socket.socket(family, kind, protocol))
+            door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            door.bind(address)
+            unless_bound.pop_all()
     except OSError as error:
         raise ConfigurationError(
             f"Cannot listen on {node.host} port {node.port} ({error.strerror or error}): end what uses it, or set"

@@ -168,7 +168,6 @@ class TestErrors:
             done = site.run("serve", "--only", "receiver")
         assert done.returncode == 2
         assert f"Cannot listen on 127.0.0.1 port {site.port} (Address already in use)" in done.stderr
-        assert done.stderr.splitlines()[-1] == "The receiver did not start; its last line says why."
         assert "Traceback" not in done.stderr
 
     def test_who_reads_may_stop_reading(self, site: Site) -> None:
