@@ -23,7 +23,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from pydicom.uid import generate_uid
+import numpy as np
+from pydicom.uid import JPEG2000Lossless, generate_uid
 
 from tests import synthetic
 from tests.acceptance.orthanc import orthanc
@@ -67,7 +68,18 @@ def orthanc_peer(folder: Path) -> Iterator[Peer]:
 @contextlib.contextmanager
 def storescp(folder: Path) -> Iterator[Peer]:
     port = free_port()
-    command = ["/usr/bin/storescp", "--fork", "--max-pdu", "131072", "-aet", "BENCH", "-od", str(folder), str(port)]
+    command = [
+        "/usr/bin/storescp",
+        "--fork",
+        "+xa",
+        "--max-pdu",
+        "131072",
+        "-aet",
+        "BENCH",
+        "-od",
+        str(folder),
+        str(port),
+    ]
     with _process(command, port, folder):
         yield Peer(port, lambda: sum(1 for path in folder.iterdir() if path.name.startswith("CT.")))
 
@@ -90,14 +102,43 @@ def _process(command: list[str], port: int, folder: Path) -> Iterator[None]:
 PEERS = {"dicomai": dicomai, "Orthanc": orthanc_peer, "storescp": storescp}
 
 
-def studies(folder: Path, count: int, instances: int) -> list[Path]:
-    """Write studies of CT slices, 512 x 512, 16 bit, uncompressed: 0.5 MB each."""
+@dataclass(frozen=True)
+class Kind:
+    """What is sent: 16 bit CT slices.
+
+    Attributes:
+        name: for the table.
+        side: rows and columns.
+        share: how many of them for one of the smallest kind.
+        compressed: as JPEG 2000, lossless.
+    """
+
+    name: str
+    side: int
+    share: float = 1.0
+    compressed: bool = False
+
+
+KINDS = (
+    Kind("0.5 MB", 512),
+    Kind("30 MB", 3872, share=1 / 30),
+    Kind("JPEG 2000, 0.3 MB", 512, compressed=True),
+)
+
+
+def studies(folder: Path, count: int, instances: int, kind: Kind = KINDS[0]) -> list[Path]:
+    """Write studies of one series each."""
     made = []
     for number in range(count):
-        study = folder / f"study-{number}"
+        study = Path(tempfile.mkdtemp(dir=folder)) / f"study-{number}"
         slices = synthetic.series(
-            shape=(instances, 512, 512), study_uid=generate_uid(None), series_uid=generate_uid(None)
+            shape=(instances, kind.side, kind.side), study_uid=generate_uid(None), series_uid=generate_uid(None)
         )
+        if kind.compressed:
+            noise = np.random.default_rng(number).integers(0, 256, (kind.side, kind.side), dtype=np.uint16)
+            for ds in slices:
+                ds.PixelData = (ds.pixel_array.view(np.uint16) ^ noise).tobytes()
+                ds.compress(JPEG2000Lossless)
         synthetic.write(slices, study)
         made.append(study)
     return made
@@ -105,9 +146,22 @@ def studies(folder: Path, count: int, instances: int) -> list[Path]:
 
 def send(peer: Peer, sent: list[Path], instances: int) -> float:
     """Send each study over an association of its own; gives instances per second."""
-    command = ["/usr/bin/dcmsend", "--max-send-pdu", "131072", "-aec", "BENCH", "127.0.0.1", str(peer.port), "+sd"]
+    command = [
+        "/usr/bin/dcmsend",
+        "--decompress-never",
+        "--max-send-pdu",
+        "131072",
+        "-aec",
+        "BENCH",
+        "127.0.0.1",
+        str(peer.port),
+        "+sd",
+    ]
     before = time.monotonic()
-    senders = [subprocess.Popen([*command, str(study)], env=ENVIRONMENT, stdout=subprocess.DEVNULL) for study in sent]
+    senders = [
+        subprocess.Popen([*command, str(study)], env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for study in sent
+    ]
     codes = [sender.wait(600) for sender in senders]
     seconds = time.monotonic() - before
     expected = len(sent) * instances
@@ -121,26 +175,37 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--instances", type=int, default=300, help="per association")
     parser.add_argument("--associations", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--kinds", type=int, nargs="+", default=[1, 2, 3], help="which of 0.5 MB, 30 MB, JPEG 2000")
     arguments = parser.parse_args()
     missing = [tool for tool in ("dcmsend", "storescp", "Orthanc") if shutil.which(tool) is None]
     if missing:
         sys.exit(f"{', '.join(missing)} missing: `make acceptance` installs DCMTK and Orthanc.")
-    print(f"Receiving {arguments.instances} CT slices of 0.5 MB per association, {arguments.runs} runs, instances/s:")
-    print(f"{'associations':>12}  {'receiver':10} {'median':>7} {'spread':>13}  {'of Orthanc':>10}")
+    for number in arguments.kinds:
+        kind = KINDS[number - 1]
+        compare(kind, max(2, round(arguments.instances * kind.share)), arguments.runs, arguments.associations)
+
+
+def compare(kind: Kind, instances: int, runs: int, numbers: list[int]) -> None:
+    """Print the table of one kind."""
+    print(f"Receiving {instances} instances of {kind.name} per association, {runs} runs, instances/s:")
+    print(f"{'associations':>12}  {'receiver':10} {'median':>7} {'spread':>13}  {'of Orthanc, by run':>18}")
     with tempfile.TemporaryDirectory() as room:
-        sent = studies(Path(room), max(arguments.associations), arguments.instances)
-        for associations in arguments.associations:
+        sent = studies(Path(room), max(numbers), instances, kind)
+        for associations in numbers:
             rates: dict[str, list[float]] = {name: [] for name in PEERS}
-            for _ in range(arguments.runs):
+            for _ in range(runs):
                 for name, start in PEERS.items():
                     # Kept to the end: ext4 looks through what was deleted of late for every file that it makes.
                     with start(Path(tempfile.mkdtemp(dir=room))) as peer:
-                        rates[name].append(send(peer, sent[:associations], arguments.instances))
-            base = statistics.median(rates["Orthanc"])
+                        rates[name].append(send(peer, sent[:associations], instances))
             for name, values in rates.items():
+                ratios = [value / base for value, base in zip(values, rates["Orthanc"], strict=True)]
                 median = statistics.median(values)
                 spread = f"{min(values):.0f}-{max(values):.0f}"
-                print(f"{associations:>12}  {name:10} {median:>7.0f} {spread:>13}  {median / base:>9.2f}x")
+                print(
+                    f"{associations:>12}  {name:10} {median:>7.0f} {spread:>13}  {statistics.median(ratios):>6.2f}x"
+                    f" ({min(ratios):.2f}-{max(ratios):.2f})"
+                )
 
 
 if __name__ == "__main__":
