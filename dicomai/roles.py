@@ -44,7 +44,7 @@ logger = structlog.get_logger()
 GRACE_SECONDS = 30.0
 """How long a role may take to end."""
 
-_WORKER_NICENESS = 5
+_WORKER_NICENESS = 10
 """A network on the CPU takes all that it can get of it; a sender waits for the receiver."""
 
 WRONG_CALL = 2

@@ -4,6 +4,8 @@ import os
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.acceptance.node import Node, node
 from tests.acceptance.tools import run_dcmtk
 
@@ -26,7 +28,8 @@ def seconds_at_work(one: Node) -> float:
     return sum(int(ticks) for stat in stats for ticks in stat[11:13]) / os.sysconf("SC_CLK_TCK")
 
 
-def test_the_receiver_answers_within_two_seconds_of_its_start(tmp_path: Path) -> None:
+def test_the_receiver_answers_within_two_seconds_of_its_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DICOMAI_RECEIVER__PROCESSES", "1")  # the others are started when the first one answers
     took: list[tuple[float, float]] = []
     for number in range(4):  # the fastest counts: others may be busy on this machine too
         with node(tmp_path / str(number)) as one:
