@@ -93,9 +93,8 @@ def indexed(one: Node) -> int:
         return int(database.execute(query).fetchone()[0])
 
 
-def measure(one: Node, folder: Path, associations: int, instances: int) -> float:
+def measure(one: Node, sent: list[Path], instances: int) -> float:
     """Send new studies; gives instances per second."""
-    sent = receiving.studies(folder, associations, instances)
     before = indexed(one)
     peer = receiving.Peer(one.port, lambda: indexed(one) - before)
     return receiving.send(peer, sent, instances)
@@ -111,26 +110,27 @@ def main() -> None:
     arguments = parser.parse_args()
     kinds = ["at rest", "a network runs", *([] if arguments.nice is None else [f"the same at nice {arguments.nice}"])]
     rates: dict[str, list[float]] = {kind: [] for kind in kinds}
-    with tempfile.TemporaryDirectory() as room:
-        one = Path(room) / "node"
-        with node(one, routes=[ROUTE], node={"ae_title": "BENCH"}) as running:
-            command = [sys.executable, "-m", "dicomai", "models", "pull", "brain_extraction"]
-            subprocess.run([*command, "--config", str(running.config)], check=True, stdout=subprocess.DEVNULL)
-            running.start()
-            load = Load(running)
-            for run in range(arguments.runs):
-                for kind in kinds:
-                    if kind != "at rest":
-                        load.add(arguments.studies)
-                    if arguments.nice is not None and kind == kinds[-1]:
-                        load.renice(arguments.nice)
-                    folder = Path(room) / f"{run}-{kinds.index(kind)}"
-                    rate = measure(running, folder, arguments.associations, arguments.instances)
-                    if (kind != "at rest") is not load.is_on():
-                        raise RuntimeError(f"the network was not at work throughout, or not at rest: {kind}")
-                    rates[kind].append(rate)
-                    load.drain()
-            running.stop()
+    with (
+        tempfile.TemporaryDirectory() as room,
+        node(Path(room) / "node", routes=[ROUTE], node={"ae_title": "BENCH"}) as running,
+    ):
+        command = [sys.executable, "-m", "dicomai", "models", "pull", "brain_extraction"]
+        subprocess.run([*command, "--config", str(running.config)], check=True, stdout=subprocess.DEVNULL)
+        running.start()
+        load = Load(running)
+        for _ in range(arguments.runs):
+            for kind in kinds:
+                sent = receiving.studies(Path(room), arguments.associations, arguments.instances)
+                if kind != "at rest":
+                    load.add(arguments.studies)
+                if arguments.nice is not None and kind == kinds[-1]:
+                    load.renice(arguments.nice)
+                rate = measure(running, sent, arguments.instances)
+                if (kind != "at rest") is not load.is_on():
+                    raise RuntimeError(f"the network was not at work throughout, or not at rest: {kind}")
+                rates[kind].append(rate)
+                load.drain()
+        running.stop()
     base = statistics.median(rates["at rest"])
     print(f"Receiving over {arguments.associations} associations, CT slices of 0.5 MB, {arguments.runs} runs:")
     for kind, values in rates.items():

@@ -28,10 +28,6 @@ MAX_WAITING = 128
 LONGEST_PDU = 4 * 1024 * 1024  # the library reads a PDU whole, whatever was agreed on and with whom
 
 
-_COURTESY, _LONGEST_COURTESY = 0.003, 0.03  # seconds for each open connection, and in all
-_COURTESY_SAVED, _COURTESY_EARNED = 0.2, 0.1  # seconds at most, and in each second: who is stormed has none left
-
-
 class Connection(socket.socket):
     """An accepted connection, with an end to how long a stranger may take and how much one PDU may be."""
 
@@ -218,7 +214,7 @@ def at_door(door: socket.socket) -> type[Server]:
     """Make the class of a listening socket that several processes accept from."""
 
     class AtDoor(Server):
-        _courtesy, _since = _COURTESY_SAVED, 0.0
+        _courtesy = Courtesy()
 
         def server_bind(self) -> None:
             cast("socket.socket", self.socket).close()
@@ -231,16 +227,29 @@ def at_door(door: socket.socket) -> type[Server]:
             Raises:
                 OSError: another one has it.
             """
-            now = time.monotonic()
-            self._courtesy = min(_COURTESY_SAVED, self._courtesy + _COURTESY_EARNED * (now - self._since))
-            self._since = now
-            pause = _COURTESY * sum(c.fileno() != -1 for c in self._connections)
-            pause = min(_LONGEST_COURTESY, pause, self._courtesy)
-            self._courtesy -= pause
-            time.sleep(pause)
+            serving = sum(connection.fileno() != -1 for connection in self._connections)
+            time.sleep(self._courtesy.pause(serving, time.monotonic()))
             return super().get_request()
 
     return AtDoor
+
+
+class Courtesy:
+    """How long one of several processes lets the others go first, which is little in all: a storm gets none."""
+
+    _EACH, _LONGEST = 0.003, 0.03  # seconds for each open connection, and at most
+    _SAVED, _EARNED = 0.2, 0.1  # seconds in all at most, and in each second
+
+    def __init__(self) -> None:
+        self._left, self._since = self._SAVED, 0.0
+
+    def pause(self, serving: int, now: float) -> float:
+        """Give the seconds to wait before the next connection is accepted, with `serving` ones open at time `now`."""
+        self._left = min(self._SAVED, self._left + self._EARNED * (now - self._since))
+        self._since = now
+        pause = min(self._LONGEST, self._EACH * serving, self._left)
+        self._left -= pause
+        return pause
 
 
 class _Seldom:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import select
 import shutil
 import socket
 import ssl
@@ -124,18 +125,16 @@ class TestReceiving:
         assert "does not speak TLS" in line["event"]
 
     def test_slow_handshakes_keep_nobody_else_waiting(self, pki: Pki, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("dicomai.receiver.connections.ARTIM_SECONDS", 1.0)
+        monkeypatch.setattr("dicomai.receiver.connections.ARTIM_SECONDS", 2.0)
         with capture_logs() as logs, node(tls=pki.ours.settings(pki.node)) as n, contextlib.ExitStack() as stack:
             silent = [stack.enter_context(socket.create_connection((HOST, n.port))) for _ in range(10)]
             for one in silent:
                 one.sendall(b"\x16\x03\x01")  # the beginning of a record, and no more
-            start = time.monotonic()
             assert call(n, pki.ours.settings(pki.sender)) > 0
-            assert time.monotonic() - start < 0.8
+            assert select.select(silent, [], [], 0)[0] == []  # none of them has been given up
             for one in silent:
-                one.settimeout(5)
+                one.settimeout(10)
                 assert one.recv(1) == b""
-            assert time.monotonic() - start > 0.8
         assert "in time" in lines(logs)[0]["event"]
 
     def test_a_sender_that_stops_inside_a_record_does_not_stay(self, pki: Pki) -> None:
