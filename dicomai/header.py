@@ -1,17 +1,20 @@
 """The header of a received data set: everything before its pixels, bounded in what it may take to read it."""
 
 import os
+import re
+import struct
 import threading
 import zlib
 from dataclasses import dataclass
 from io import BytesIO
 from typing import BinaryIO
 
-from pydicom.datadict import tag_for_keyword
+from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
 from pydicom.tag import BaseTag
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
+from pydicom.valuerep import EXPLICIT_VR_LENGTH_32, STANDARD_VR
 
 from dicomai.errors import StoreError, UnreadableError
 from dicomai.study import UNREADABLE, Identity, is_image
@@ -26,6 +29,7 @@ _UNDEFINED = 0xFFFFFFFF  # length (PS3.5 7.1.1)
 _ELEMENT_HEAD = 8  # tag, VR and length, of which the long ones have 4 bytes more
 _PIXELS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})  # Float, Double Float, Pixel Data (PS3.3 C.7.6.24, C.7.6.3)
 _UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+_SOP_INSTANCE_UID, _CHARACTER_SET = 0x00080018, 0x00080005
 _WANTED: list[BaseTag | int] = [
     tag_for_keyword(keyword) or 0
     for keyword in (
@@ -33,6 +37,8 @@ _WANTED: list[BaseTag | int] = [
         "Rows", "Columns", "BitsAllocated",
     )
 ]  # fmt: skip
+_VR_OF_WANTED = {int(tag): dictionary_VR(tag).encode() for tag in (*_WANTED, _CHARACTER_SET)}
+_ELEMENT = struct.Struct("<HH2sH")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +87,13 @@ class Header:
             identity=Identity.of(ds),
         )
 
+    def of_instance(self, sop_instance_uid: str) -> "Header":
+        """Give the header of an instance that differs in its UID alone."""
+        return Header(
+            self.sop_class_uid, sop_instance_uid, self.study_instance_uid, self.series_instance_uid, self.modality,
+            self.description, self.is_image, self.identity,
+        )  # fmt: skip
+
 
 def read_header(stream: BinaryIO, transfer_syntax_uid: str) -> Header:
     """Read of a data set, up to its pixels, what the index needs.
@@ -119,6 +132,74 @@ def _read(stream: BinaryIO, transfer_syntax_uid: str) -> Header:
         raise UnreadableError(
             f"The data set cannot be understood ({type(error).__name__}); check the instance at its source."
         ) from error
+
+
+_MOST_REMEMBERED = 256
+_remembered: dict[tuple[object, ...], Header] = {}
+
+
+def read_beginning(beginning: bytes, transfer_syntax_uid: str) -> Header | None:
+    """Read the header of an image whose data set's beginning holds it in the plainest form; None for any other.
+
+    Where the values of an earlier image come again, as they do within a series but for SOPInstanceUID, so does their
+    interpretation: most of what a header costs to read.
+
+    Raises:
+        UnreadableError: as `read_header`.
+        StoreError: as `read_header`.
+    """
+    values = None if transfer_syntax_uid in _NOT_PLAIN else _wanted_values(beginning, transfer_syntax_uid)
+    uid = values.pop(_SOP_INSTANCE_UID, b"").rstrip(b"\0 ") if values is not None else b""
+    if not values or not _PLAIN_UID.fullmatch(uid):
+        return None
+    key = (transfer_syntax_uid, *values.items())
+    known = _remembered.get(key)
+    if known is None:
+        if len(_remembered) >= _MOST_REMEMBERED:
+            _remembered.clear()
+        known = _remembered[key] = _read(BytesIO(beginning), transfer_syntax_uid)
+    return known.of_instance(uid.decode("ascii"))
+
+
+_NOT_PLAIN = frozenset({ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian})
+_SHORT = frozenset(vr.value.encode() for vr in STANDARD_VR - EXPLICIT_VR_LENGTH_32)  # length in two bytes (PS3.5 7.1.2)
+_LONG = frozenset(vr.value.encode() for vr in EXPLICIT_VR_LENGTH_32)
+_PLAIN_UID = re.compile(rb"[0-9.]+")
+_DELIMITERS = 0xFFFE
+_MOST_BYTES = 256  # of a value worth remembering
+
+
+def _wanted_values(data: bytes, transfer_syntax_uid: str) -> dict[int, bytes] | None:
+    """Find what is wanted among the elements up to the pixels.
+
+    None where they are not all plain: of a known VR and length, and, if wanted, of the VR that they ought to have.
+    """
+    values: dict[int, bytes] = {}
+    is_implicit = transfer_syntax_uid == ImplicitVRLittleEndian
+    offset, end = 0, len(data) - 12
+    while offset <= end:
+        group, element, vr, length = _ELEMENT.unpack_from(data, offset)
+        tag = group << 16 | element
+        if tag in _PIXELS:
+            return values
+        if group == _DELIMITERS:
+            return None
+        if is_implicit:
+            length = int.from_bytes(data[offset + 4 : offset + 8], "little")
+            offset += 8
+        elif vr in _SHORT:
+            offset += 8
+        elif vr in _LONG:
+            length = int.from_bytes(data[offset + 8 : offset + 12], "little")
+            offset += 12
+        else:
+            return None
+        if tag in _VR_OF_WANTED:
+            if length > _MOST_BYTES or not (is_implicit or vr == _VR_OF_WANTED[tag]):
+                return None
+            values[tag] = data[offset : offset + length]
+        offset += length  # an undefined one leads out of the data
+    return None
 
 
 def _text(ds: Dataset, keyword: str) -> str:

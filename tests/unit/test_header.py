@@ -4,10 +4,17 @@ import io
 import resource
 
 import pytest
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
 from dicomai.errors import UnreadableError
-from dicomai.header import Header, read_header
+from dicomai.header import Header, read_beginning, read_header
 from tests.beds import as_received
 from tests.fuzz import datasets
 
@@ -69,3 +76,63 @@ def test_a_value_of_a_length_that_its_vr_cannot_have_is_refused(tag: int, vr: st
     elements = [element for element in datasets.decoded() if element[0] != tag]
     wrong = datasets.encode(sorted([*elements, (tag, vr, b"\1\2\3")]), ExplicitVRLittleEndian)
     assert read(wrong, ExplicitVRLittleEndian) is None
+
+
+def read_quickly(data: bytes, syntax: str) -> Header | None:
+    try:
+        with as_received():
+            return read_beginning(data, syntax)
+    except UnreadableError:
+        return None
+
+
+@pytest.mark.parametrize("syntax", datasets.SYNTAXES)
+def test_the_quick_way_finds_what_the_library_finds(syntax: str) -> None:
+    data = datasets.valid(syntax)
+    quick = read_quickly(data, syntax)
+    assert quick in {None, read(data, syntax)}
+    assert (quick is None) == (syntax in {DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian})
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+def test_an_image_of_a_known_series_is_not_taken_for_another(syntax: str) -> None:
+    """One value that differs, be it the character set, makes another header; a UID that is none makes no header."""
+    elements = datasets.decoded()
+    assert read_quickly(datasets.valid(syntax), syntax) is not None
+    for tag, vr, value in (
+        (0x00080005, "CS", b"ISO_IR 192"),
+        (0x00080018, "UI", b"1.2.3.4\0"),
+        (0x00100010, "PN", b"M\xc3\xbcller"),
+        (0x00100020, "LO", b"4711"),
+        (0x0020000D, "UI", b"1.2.3.5\0"),
+        (0x00280010, "US", b"\0\0"),
+    ):
+        others = [element for element in elements if element[0] != tag]
+        data = datasets.encode(sorted([*others, (tag, vr, value)]), syntax)
+        for _ in range(2):  # the second time from what is remembered
+            assert read_quickly(data, syntax) == read(data, syntax)
+    for value in (b"", b"\0\0", b"1.2\\1.3\0", b"1.2.\xe4\0"):
+        others = [element for element in elements if element[0] != 0x00080018]
+        assert read_quickly(datasets.encode(sorted([*others, (0x00080018, "UI", value)]), syntax), syntax) is None
+
+
+@settings(max_examples=1500, deadline=None)
+@given(
+    st.sampled_from([ExplicitVRLittleEndian, ImplicitVRLittleEndian]),
+    st.lists(st.tuples(st.integers(0, 4000), st.binary(min_size=1, max_size=4)), max_size=4),
+    st.integers(0, 4000),
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_whatever_is_written_over_it_the_quick_way_finds_the_same_or_leaves_it(
+    syntax: str, changes: list[tuple[int, bytes]], cut: int
+) -> None:
+    whole = datasets.valid(syntax)
+    assert read_quickly(whole, syntax) is not None  # its values are remembered
+    data = bytearray(whole)
+    for place, new in changes:
+        start = place % len(data)
+        data[start : start + len(new)] = new
+    changed = bytes(data[: len(data) - (cut if cut < 200 else 0)])
+    for _ in range(2):
+        quick = read_quickly(changed, syntax)
+        assert quick is None or quick == read(changed, syntax)
