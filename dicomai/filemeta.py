@@ -50,11 +50,17 @@ def identify(transfer_syntax_uid: str, data_set: str) -> str:
     return hashlib.sha256(f"{transfer_syntax_uid} {data_set}".encode()).hexdigest()
 
 
-def read_head(stream: BinaryIO) -> str:
-    """Read a stored file up to its data set; gives its transfer syntax. Raises what pydicom does for no DICOM file."""
+def read_head(stream: BinaryIO) -> FileMeta:
+    """Read a stored file up to its data set. Raises what pydicom does for no DICOM file."""
     head = stream.read(144)
     head += stream.read(min(int.from_bytes(head[140:144], "little"), _LONGEST))
-    return str(pydicom.dcmread(BytesIO(head)).file_meta.TransferSyntaxUID)
+    meta = pydicom.dcmread(BytesIO(head)).file_meta
+    return FileMeta(
+        str(meta.MediaStorageSOPClassUID),
+        str(meta.MediaStorageSOPInstanceUID),
+        str(meta.TransferSyntaxUID),
+        str(meta.get("SourceApplicationEntityTitle") or ""),
+    )
 
 
 _LONGEST = 64 * 1024

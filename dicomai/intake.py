@@ -1,14 +1,17 @@
 """One instance into store and index: the receiver comes through here, and whatever else will bring images.
 
-An instance is acknowledged only after this order of steps: written and synced under a temporary name; linked to
-its lasting name, the folder synced; committed in the index; the temporary name dropped. An end without warning at
-any point leaves either a row with its file, or a temporary name from which the next start clears up.
+An instance is acknowledged only after this order of steps: written and synced under a temporary name that holds its
+digest; linked to its lasting name; committed in the index. Until lasting name and row are known to be durable, which
+costs one sync for many instances, the temporary name stands for both: from it the next start restores what an end
+without warning took away, and clears up what was never acknowledged.
 """
 
 import hashlib
 import sys
+import threading
 from collections.abc import Collection, Iterable, Iterator
-from io import BufferedReader, BytesIO
+from dataclasses import replace
+from io import BytesIO
 
 import structlog
 
@@ -19,12 +22,13 @@ from dicomai.database.index import Arrival, Outcome, Recorded
 from dicomai.database.recorder import Recorder
 from dicomai.errors import NotAcceptedError, TooLargeError, UnreadableError
 from dicomai.filemeta import FileMeta, identify, read_head
-from dicomai.header import Header, read_header
+from dicomai.header import Header, read_beginning, read_header
 from dicomai.store import Incoming, Store, checked_uid, instance_key
 from dicomai.study import UNREADABLE
 
 log = structlog.get_logger()
 
+_MOST_UNSETTLED, _LARGE = 256, 1024 * 1024  # files and bytes: the next start reads all that is not settled
 _MOST_ANNOUNCED = 1000  # studies of one association, or of another way in
 
 
@@ -49,12 +53,15 @@ class Intake:
             max_instance_bytes: how many bytes a data set may have.
         """
         self._store = store
+        self._database = database
         self._associations = Associations(database, store.way_in)
         self._recorder = Recorder(database)
         self._quiet_period = quiet_period
         self._min_free_bytes = min_free_bytes
         self._max_instance_bytes = max_instance_bytes
         self._announced: dict[int | None, set[str]] = {}  # studies in the log, by association
+        self._settling = threading.Lock()
+        self._unsettled: list[tuple[Incoming, str]] = []  # with their keys
 
     def has_room(self) -> bool:
         """Tell whether the disk is above its low-water mark."""
@@ -71,18 +78,39 @@ class Intake:
     def close_association(self, association: int, outcome: AssociationEnd) -> None:
         """Write down how an association ended."""
         self._announced.pop(association, None)
-        self._associations.close(association, outcome)
+        try:
+            self._settle()
+        finally:
+            self._associations.close(association, outcome)
 
     def renew(self, associations: Collection[int]) -> None:
         """Keep the leases of open associations."""
         self._associations.renew(associations)
 
     def recover(self) -> None:
-        """Clear up after an end without warning; call it before the first association."""
-        kept, gone = self._store.sweep(_key_of, self._recorder.is_known)
+        """Restore and clear up after an end without warning; call it before the first association."""
+        kept: list[tuple[Incoming, str]] = []
+        left_over = self._store.left_over()
+        for incoming in left_over:
+            key = self._restored(incoming)
+            if key is not None and not self._recorder.is_known(key):
+                self._store.withdraw(incoming, key)
+            # Another way in may have found that name taken by the same bytes, and commit its row at this moment: then
+            # the name comes back, here or there (see `accept`).
+            if key is not None and self._recorder.is_known(key):
+                self._store.publish(incoming, key)
+                kept.append((incoming, key))
+            else:
+                self._store.drop(incoming)
+        if kept:
+            self._database.sync()
+            self._store.settle(kept)
         lost = self._associations.lose_all()
-        if kept or gone or lost:
-            log.info("cleared up after the last run", acknowledged=kept, unacknowledged=gone, lost_associations=lost)
+        if left_over or lost:
+            gone = len(left_over) - len(kept)
+            log.info(
+                "cleared up after the last run", acknowledged=len(kept), unacknowledged=gone, lost_associations=lost
+            )
 
     def accept(
         self,
@@ -106,23 +134,23 @@ class Intake:
             TooLargeError: it has more bytes than any that is taken.
             NotAcceptedError: the data set is not of the SOP class or instance that was announced, or of another study.
         """
-        incoming = self._store.receive(meta.encode(), self._limited(fragments))
+        incoming = self._store.receive(meta.encode(), self._limited(fragments), association)
         try:
             arrival = _arrival(meta, self._header(meta, incoming), incoming)
             _refuse_stray(arrival, study_instance_uid)
         except BaseException:
-            self._store.settle(incoming)
+            self._store.drop(incoming)
             raise
         new = self._store.publish(incoming, arrival.key)
         try:
             outcome = self._record(arrival, association)
         except BaseException:
             if not new:  # the lasting name is somebody else's to clear up, or has its row already
-                self._store.settle(incoming)
+                self._store.drop(incoming)
             raise
         if not new:  # whose the lasting name was may have ended and cleared it up before there was a row
             self._store.publish(incoming, arrival.key)
-        self._store.settle(incoming)
+        self._settle_in_time(incoming, arrival.key, association)
         if outcome.recorded is Recorded.CONFLICT:
             log.warning(
                 "an instance contradicts a known one; its study is held for a person",
@@ -132,6 +160,21 @@ class Intake:
         else:
             self._announce(outcome.trace, association)
         return outcome.recorded
+
+    def _settle_in_time(self, incoming: Incoming, key: str, association: int | None) -> None:
+        """Settle at the end of the association, or when it is much; at once where no association will end."""
+        self._unsettled.append((incoming, key))
+        if association is None or len(self._unsettled) >= _MOST_UNSETTLED or incoming.size >= _LARGE:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Make lasting names and rows durable, then let the temporary names go."""
+        with self._settling:
+            files = self._unsettled[:]
+            if files:
+                self._database.sync()
+                self._store.settle(files)
+                del self._unsettled[: len(files)]
 
     def _limited(self, fragments: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
         """Count what comes, and break off where it is too much."""
@@ -161,8 +204,41 @@ class Intake:
             outcome = self._recorder.record(arrival, association, self._quiet_period, same_pixels=same)
         return outcome
 
+    def _restored(self, incoming: Incoming) -> str | None:
+        """Record what may have been acknowledged while its row was not durable; gives the key of what is whole.
+
+        The first image of a series that an association brings is durable before it is acknowledged.
+        """
+        arrival = self._found(incoming)
+        if arrival is None:
+            return None
+        if not self._recorder.is_known(arrival.key) and self._recorder.has_carried(arrival, incoming.association):
+            self._record(arrival, incoming.association)
+        return arrival.key
+
+    def _found(self, incoming: Incoming) -> Arrival | None:
+        """Read a file found in `incoming/`; None if it is not whole."""
+        if not incoming.digest:
+            return None
+        try:
+            with self._store.open_incoming(incoming) as stream:
+                meta = read_head(stream)
+                offset = stream.tell()
+                if hashlib.file_digest(stream, "sha256").hexdigest() != incoming.digest:  # type: ignore[arg-type]
+                    return None
+                size = stream.tell()
+                stream.seek(offset)
+                return _arrival(meta, read_header(stream, meta.transfer_syntax_uid), replace(incoming, size=size))
+        except (NotAcceptedError, UnreadableError, *UNREADABLE) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            return None
+
     def _header(self, meta: FileMeta, incoming: Incoming) -> Header:
         """Read the header, from memory where the data set's beginning holds it whole."""
+        plain = read_beginning(incoming.beginning, meta.transfer_syntax_uid)
+        if plain is not None:
+            return plain
         beginning = BytesIO(incoming.beginning)
         if incoming.offset + len(incoming.beginning) == incoming.size:
             return read_header(beginning, meta.transfer_syntax_uid)
@@ -231,18 +307,3 @@ def _refuse_stray(arrival: Arrival, study_instance_uid: str | None) -> None:
 
 def _key(header: Header, digest: str) -> str:
     return instance_key(header.study_instance_uid, header.series_instance_uid, header.sop_instance_uid, digest)
-
-
-def _key_of(stream: BufferedReader) -> str | None:
-    """Name the lasting place of a file found in `incoming/`; None if it is not whole."""
-    try:
-        transfer_syntax_uid = read_head(stream)
-        offset = stream.tell()
-        header = read_header(stream, transfer_syntax_uid)
-        stream.seek(offset)
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        return _key(header, identify(transfer_syntax_uid, digest))
-    except (UnreadableError, *UNREADABLE) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        return None

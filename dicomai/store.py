@@ -4,6 +4,7 @@ Keys are relative names with `/` between the parts; callers get streams, never p
 follow. Every file name of an instance ends in its digest, so a key always means the same bytes:
 
     incoming/<way in>/<random>                                 being received; each way in sweeps its own at start
+    incoming/<way in>/<random>.<association>.<digest>          received whole; its row is not known to be durable yet
     instances/<study>/<series>/<sop instance>.<digest>.dcm     acknowledged, in the index
     results/<workitem>/<attempt>/<sop instance>.dcm            frozen before the first send
 """
@@ -13,17 +14,20 @@ import hashlib
 import os
 import re
 import shutil
+import threading
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from io import BufferedReader, FileIO
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
 from dicomai.errors import StorageFullError, StoreError, UnreadableError
 
 _FOLDERS_REMEMBERED = 10_000
-_BEGINNING = 128 * 1024
+_BEGINNING = 32 * 1024
+_BLOCK = 512 * 1024
+_thread = threading.local()
 
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 
@@ -62,7 +66,7 @@ class Incoming:
     """A file that was written and synced under a temporary name.
 
     Attributes:
-        name: its name in `incoming/`.
+        name: its name in `incoming/`, of three parts: random, the association (0 for none), the digest.
         digest: SHA-256 of the data set's bytes, without preamble and file meta information.
         size: bytes in all.
         offset: where in the file the data set begins.
@@ -74,6 +78,12 @@ class Incoming:
     size: int
     offset: int
     beginning: bytes = field(repr=False)
+
+    @property
+    def association(self) -> int | None:
+        """What brought it."""
+        number = self.name.split(".")[1]
+        return int(number) or None
 
 
 class Store:
@@ -105,34 +115,40 @@ class Store:
         """Say how many bytes are free on the storage's disk."""
         return shutil.disk_usage(self._root).free
 
-    def receive(self, head: bytes, fragments: Iterable[bytes | memoryview]) -> Incoming:
+    def receive(self, head: bytes, fragments: Iterable[bytes | memoryview], association: int | None = None) -> Incoming:
         """Write an instance under a temporary name and sync it.
 
         Args:
             head: the preamble with the file meta information.
             fragments: the data set.
+            association: what brings it; known from the name after an end without warning.
 
         Raises:
             StorageFullError: there is no room.
             StoreError: the write failed. Nothing is left behind in either case.
         """
         name = uuid.uuid4().hex
-        path = self._incoming / name
+        path = f"{self._incoming}/{name}"
         digest = hashlib.sha256()
         size = 0
         beginning = bytearray()
         try:
-            with _translated("store an instance"), path.open("xb", buffering=0) as stream:
+            with _translated("store an instance"), open(path, "xb", buffering=0) as stream:  # noqa: PTH123  often
                 _write(stream, head)
-                for fragment in fragments:
-                    _write(stream, fragment)
-                    digest.update(fragment)
-                    size += len(fragment)
+                for block in _blocks(fragments):
+                    _write(stream, block)
+                    digest.update(block)
+                    size += len(block)
                     if len(beginning) < _BEGINNING:
-                        beginning += fragment[:_BEGINNING]
+                        beginning += block[:_BEGINNING]
+                name = f"{name}.{association or 0}.{digest.hexdigest()}"
+                whole = f"{self._incoming}/{name}"
+                os.rename(path, whole)  # noqa: PTH104  often
+                path = whole
                 os.fsync(stream.fileno())
+                _sync_folder(self._incoming)
         except BaseException:
-            path.unlink(missing_ok=True)
+            Path(path).unlink(missing_ok=True)
             raise
         return Incoming(name, digest.hexdigest(), len(head) + size, len(head), bytes(beginning))
 
@@ -143,27 +159,39 @@ class Store:
         return stream
 
     def publish(self, incoming: Incoming, key: str) -> bool:
-        """Give a received file its lasting name, durably; the temporary one stays until `settle`.
+        """Give a received file its lasting name; until `settle` has made that durable the temporary one stands for it.
 
         A file of that key has the same data set, so it is left as it is.
 
         Returns:
-            Whether the lasting name is new: if so, the temporary one stands for it until its row is committed.
+            Whether the lasting name is new.
         """
         path = self._incoming / incoming.name
         with _translated("store an instance"):
             try:
-                new = self._link(path, key)
+                return self._link(path, key)
             except OSError:  # no lasting name: each further try would leave one more file on a disk that may be full
                 path.unlink(missing_ok=True)
                 raise
-            _sync_folder((self._root / key).parent)
-        return new
 
-    def settle(self, incoming: Incoming) -> None:
-        """Drop the temporary name: the row is committed, or the file was never published."""
+    def drop(self, incoming: Incoming) -> None:
+        """Take the temporary name away: there is no lasting one, or it is somebody else's to clear up."""
         with _translated("store an instance"):
             (self._incoming / incoming.name).unlink(missing_ok=True)
+
+    def settle(self, published: Iterable[tuple[Incoming, str]]) -> None:
+        """Make lasting names durable and take the temporary ones away; call it once the rows are durable.
+
+        Args:
+            published: files and their keys.
+        """
+        files = list(published)
+        with _translated("store an instance"):
+            for folder in {(self._root / key).parent for _, key in files}:
+                _sync_folder(folder)
+            for incoming, _ in files:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(f"{self._incoming}/{incoming.name}")  # noqa: PTH108  often
 
     def put(self, key: str, data: bytes) -> None:
         """Write a file whole and durably, in place of one of the same key.
@@ -215,12 +243,6 @@ class Store:
             return False
         return True
 
-    def _withdraw(self, path: Path, key: str) -> None:
-        """Take a lasting name away if this file alone stands behind it."""
-        target = self._root / key
-        if target.exists() and path.samefile(target):
-            target.unlink()
-
     def _make_folder(self, folder: Path) -> None:
         """Make a folder durably: returns when its entry and those of its parents are synced, whoever made them."""
         if folder in self._durable and folder.is_dir():
@@ -232,35 +254,41 @@ class Store:
             self._durable.clear()
         self._durable.add(folder)
 
-    def sweep(self, key_of: Callable[[BufferedReader], str | None], known: Callable[[str], bool]) -> tuple[int, int]:
-        """Judge what an end without warning left in `incoming/`; call it while nothing is being received.
+    def left_over(self) -> list[Incoming]:
+        """List what an end without warning left in `incoming/`; call it while nothing is being received.
 
-        A file whose row was committed keeps its lasting name. Any other was never acknowledged: it goes, and so does
-        the lasting name if this file alone stands behind it. Another way in may have found that name taken by the same
-        bytes, and commit its row at this moment: then the name comes back, here or there (see `Intake.accept`).
-
-        Args:
-            key_of: gives the key of a received file, None if it is not whole.
-            known: tells whether the index has a row for a key.
-
-        Returns:
-            How many were kept, and how many went.
+        The digest is what the name promises, and empty where the file was not received whole.
         """
-        kept = gone = 0
         with _translated("clear up the storage"):
-            for path in sorted(one for one in self._incoming.iterdir() if one.is_file()):
-                with path.open("rb") as stream:
-                    key = key_of(stream)
-                if key is not None and not known(key):
-                    self._withdraw(path, key)
-                if key is not None and known(key):
-                    kept += 1
-                    self._link(path, key)
-                    _sync_folder((self._root / key).parent)
-                else:
-                    gone += 1
-                path.unlink()
-        return kept, gone
+            names = sorted(path.name for path in self._incoming.iterdir() if path.is_file())
+        return [Incoming(name, name.rpartition(".")[2] if name.count(".") == 2 else "", 0, 0, b"") for name in names]
+
+    def withdraw(self, incoming: Incoming, key: str) -> None:
+        """Take a lasting name away if this file alone stands behind it."""
+        path, target = self._incoming / incoming.name, self._root / key
+        with _translated("clear up the storage"):
+            if target.exists() and path.samefile(target):
+                target.unlink()
+
+
+def _blocks(fragments: Iterable[bytes | memoryview]) -> Iterator[memoryview]:
+    """Join fragments; a block is good until the next one is asked for.
+
+    With each call that writes or hashes, another thread may take the interpreter, and it has to be waited for.
+    """
+    if not hasattr(_thread, "block"):
+        _thread.block = memoryview(bytearray(_BLOCK))  # once: new memory costs more than what is copied into it
+    block, filled = _thread.block, 0
+    for fragment in fragments:
+        if filled + len(fragment) > _BLOCK:
+            yield block[:filled]
+            filled = 0
+        if len(fragment) > _BLOCK:
+            yield memoryview(fragment)
+        else:
+            block[filled : filled + len(fragment)] = fragment
+            filled += len(fragment)
+    yield block[:filled]
 
 
 def _write(stream: FileIO, data: bytes | memoryview) -> None:

@@ -6,16 +6,18 @@ import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.orm import Session
 
+from dicomai.database.lane import Lane, Run
 from dicomai.database.tables import Installation
 from dicomai.database.turn import Turn
 from dicomai.errors import ConfigurationError, ContendedError, StorageFullError, StoreError
 
+_TOUCH = sa.update(cast("sa.Table", Installation.__table__)).values(uuid=Installation.uuid)
 _MIGRATION_LOCK = 0xD1C0  # PostgreSQL advisory lock; any number that nobody else in this database uses
 
 
@@ -43,6 +45,7 @@ class Database:
                 "node.worklist is no database URL; write sqlite:////path or postgresql+psycopg://user@host/name."
             ) from error
         self.url = url
+        self._lane = Lane(self._engine)
         # SQLite has one writer at a time; queueing for it is fairer and quicker than its busy handler's sleeps.
         self._turn: contextlib.AbstractContextManager[Any] = (
             Turn(Path(f"{parsed.database}.turn")) if self._sqlite else contextlib.nullcontext()
@@ -74,15 +77,25 @@ class Database:
             yield session
 
     @contextlib.contextmanager
-    def begin(self) -> Iterator[sa.Connection]:
-        """Run one transaction that may write, without the session's objects: for what is done thousands of times.
+    def swiftly(self) -> Iterator[tuple[Run, datetime]]:
+        """Run one transaction by the lane, which is for one thread at a time; gives what runs statements, and the time.
 
         Raises:
             StoreError: the database did not answer or did not commit.
             IntegrityError: as with `write`.
         """
-        with self._turn, _translated(), self._engine.begin() as connection:
-            yield connection
+        with self._turn, _translated(), self._lane.begin() as run:
+            yield run, self._lane.now(run)
+
+    def sync(self) -> None:
+        """Return when all that was committed is durable, also what went by a lane.
+
+        Raises:
+            StoreError: the database did not answer or did not commit.
+        """
+        if self._sqlite:
+            with self.write() as session:  # durable itself, and so is what lies before it in the log
+                session.execute(_TOUCH)
 
     def now(self, session: Session | sa.Connection) -> datetime:
         """Ask the database's clock, by which leases and due times go (SQLite shares the host's)."""
@@ -126,6 +139,7 @@ class Database:
 
     def close(self) -> None:
         """Close every connection."""
+        self._lane.close()
         self._engine.dispose()
         if isinstance(self._turn, Turn):
             self._turn.close()

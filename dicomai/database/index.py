@@ -115,6 +115,21 @@ class Index:
         with self._db.read() as session:
             return session.execute(sa.select(Version.id).where(Version.key == key)).first() is not None
 
+    def has_carried(self, arrival: Arrival, association: int | None) -> bool:
+        """Tell whether an association has brought images of the series of an arrival."""
+        query = (
+            sa.select(AssociationSeries.series_id)
+            .join(Series, Series.id == AssociationSeries.series_id)
+            .join(Study, Study.id == Series.study_id)
+            .where(
+                AssociationSeries.association_id == association,
+                Study.study_instance_uid == arrival.study_instance_uid,
+                Series.series_instance_uid == arrival.series_instance_uid,
+            )
+        )
+        with self._db.read() as session:
+            return session.execute(query).first() is not None
+
     def _record(self, entry: "_Entry", same: bool | None) -> Outcome:
         session, arrival = entry.session, entry.arrival
         study = _study(entry)

@@ -17,7 +17,7 @@ from sqlalchemy.exc import IntegrityError
 
 from dicomai.database.engine import Database
 from dicomai.database.index import Arrival, Index, Outcome, Recorded, SeriesState
-from dicomai.database.prepared import Prepared, Run
+from dicomai.database.lane import Run
 from dicomai.database.tables import UID, Association, Instance, ResultObject, Series, Version
 from dicomai.errors import ContendedError, DicomaiError
 from dicomai.log import place
@@ -54,7 +54,6 @@ class Recorder:
         """Work on a database."""
         self._db = database
         self._index = Index(database)
-        self._prepared = Prepared()
         self._turn = threading.Lock()
         self._queue: deque[_Waiting] = deque()
         # Series that hold images, by study and series UID; and by which associations they were carried.
@@ -78,6 +77,10 @@ class Recorder:
     def is_known(self, key: str) -> bool:
         """Tell whether a version with this key was committed."""
         return self._index.is_known(key)
+
+    def has_carried(self, arrival: Arrival, association: int | None) -> bool:
+        """Tell whether an association has brought images of a series: only such ones are not durable at once."""
+        return self._index.has_carried(arrival, association)
 
     def _remember(self, arrival: Arrival, association: int | None, outcome: Outcome) -> None:
         if len(self._series) + len(self._carried) > _MOST_REMEMBERED:
@@ -115,8 +118,7 @@ class Recorder:
 
     def _write(self, group: Sequence[_Waiting]) -> list[Outcome | None]:
         """Write what is as simple as it seemed, in one transaction; None for what is not."""
-        with self._db.begin() as connection:
-            run = self._prepared.on(connection)
+        with self._db.swiftly() as (run, now):
             taken = {uid for w in group for (uid,) in run(_KNOWN, {"uid": w.arrival.sop_instance_uid})}
             outcomes: list[Outcome | None] = []
             written: list[_Waiting] = []
@@ -128,7 +130,7 @@ class Recorder:
                 outcomes.append(Outcome(Recorded.NEW, waiting.trace, waiting.series_id, is_image=True))
                 written.append(waiting)
             if written:
-                _insert(run, written, self._db.now(connection))
+                _insert(run, written, now)
         return outcomes
 
 

@@ -269,7 +269,7 @@ class StorageCommitment(Service):
         """Read a file, and tell whether it is what was received."""
         try:
             with self._store.open(held.key) as stream:
-                transfer_syntax_uid = read_head(stream)
+                transfer_syntax_uid = read_head(stream).transfer_syntax_uid
                 data_set = hashlib.file_digest(cast("BufferedReader", stream), "sha256").hexdigest()
         except (StoreError, *UNREADABLE) as error:
             why = str(error) if isinstance(error, StoreError) else type(error).__name__
