@@ -56,6 +56,8 @@ def dicomai(folder: Path) -> Iterator[Peer]:
         return sum((folder / key).is_file() for key in keys)
 
     with _process(command, port, folder):
+        while "node started" not in (folder / "log").read_text():  # its first receiver listens a while before the others
+            time.sleep(0.05)
         yield Peer(port, stored)
 
 
@@ -197,6 +199,7 @@ def compare(kind: Kind, instances: int, runs: int, numbers: list[int]) -> None:
                 for name, start in PEERS.items():
                     # Kept to the end: ext4 looks through what was deleted of late for every file that it makes.
                     with start(Path(tempfile.mkdtemp(dir=room))) as peer:
+                        os.sync()  # what the one before left to the kernel to write is none of this one's business
                         rates[name].append(send(peer, sent[:associations], instances))
             for name, values in rates.items():
                 ratios = [value / base for value, base in zip(values, rates["Orthanc"], strict=True)]
