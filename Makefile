@@ -56,9 +56,9 @@ gpu: setup ## the tests that need a CUDA device, on one
 bench: setup ## every figure that the documentation quotes
 	@for script in benchmarks/*.py; do if [ -e "$$script" ]; then $(BIN)/python "$$script"; fi; done
 
-soak: setup peers ## 1,500 studies by eight senders, then a hundred kills while they send
+soak: setup peers ## 1,500 studies by eight senders, then a hundred kills and twenty power cuts while they send
 	@$(BIN)/python -m tests.soak
-	@KILLS=100 $(PYTEST) --capture no tests/acceptance/test_kill_receiving.py
+	@KILLS=100 CUTS=20 $(PYTEST) --capture no tests/acceptance/test_kill_receiving.py tests/acceptance/test_power_cut.py
 
 fuzz: setup ## a million hostile inputs (INPUTS=, SEED=, ONLY=, or REPLAY=FILE that a finding named)
 	@$(BIN)/python -m tests.fuzz $(if $(INPUTS),--inputs $(INPUTS)) $(if $(SEED),--seed $(SEED)) \

@@ -129,6 +129,8 @@ def _read(stream: BinaryIO, transfer_syntax_uid: str) -> Header:
     except UNREADABLE as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise StoreError(f"The storage cannot be read ({error.strerror}); check its disk.") from error
+        if isinstance(error, MemoryError):
+            raise StoreError("There is not enough memory to read a data set's header; free some.") from error
         raise UnreadableError(
             f"The data set cannot be understood ({type(error).__name__}); check the instance at its source."
         ) from error
@@ -176,6 +178,8 @@ def _wanted_values(data: bytes, transfer_syntax_uid: str) -> dict[int, bytes] | 
     """
     values: dict[int, bytes] = {}
     is_implicit = transfer_syntax_uid == ImplicitVRLittleEndian
+    if is_implicit and data[4:6].isalpha():  # the library takes it for explicit then
+        return None
     offset, end = 0, len(data) - 12
     while offset <= end:
         group, element, vr, length = _ELEMENT.unpack_from(data, offset)

@@ -90,9 +90,22 @@ class Intake:
     def recover(self) -> None:
         """Restore and clear up after an end without warning; call it before the first association."""
         kept: list[tuple[Incoming, str]] = []
-        left_over = self._store.left_over()
-        for incoming in left_over:
-            key = self._restored(incoming)
+        restored = gone = 0
+        for incoming in self._store.left_over():
+            try:
+                arrival = self._found(incoming)
+            except OSError as error:
+                log.error(
+                    "a received file cannot be read; it is left where it is",
+                    remedy="check the storage's disk, then start again",
+                    file=incoming.name,
+                    error=error.strerror,
+                )
+                continue
+            if arrival is not None and self._may_have_been_acknowledged(arrival, incoming):
+                self._record(arrival, incoming.association)
+                restored += 1
+            key = arrival.key if arrival is not None else None
             if key is not None and not self._recorder.is_known(key):
                 self._store.withdraw(incoming, key)
             # Another way in may have found that name taken by the same bytes, and commit its row at this moment: then
@@ -102,14 +115,18 @@ class Intake:
                 kept.append((incoming, key))
             else:
                 self._store.drop(incoming)
+                gone += 1
         if kept:
             self._database.sync()
             self._store.settle(kept)
         lost = self._associations.lose_all()
-        if left_over or lost:
-            gone = len(left_over) - len(kept)
+        if kept or gone or lost:
             log.info(
-                "cleared up after the last run", acknowledged=len(kept), unacknowledged=gone, lost_associations=lost
+                "cleared up after the last run",
+                acknowledged=len(kept),
+                restored=restored,
+                unacknowledged=gone,
+                lost_associations=lost,
             )
 
     def accept(
@@ -141,16 +158,20 @@ class Intake:
         except BaseException:
             self._store.drop(incoming)
             raise
-        new = self._store.publish(incoming, arrival.key)
+        new = self._published(incoming, arrival.key)
         try:
             outcome = self._record(arrival, association)
         except BaseException:
-            if not new:  # the lasting name is somebody else's to clear up, or has its row already
+            if new:  # the commit may have worked all the same, so that the file has to stay
+                self._store.disown(incoming)
+            else:  # the lasting name is somebody else's to clear up, or has its row already
                 self._store.drop(incoming)
             raise
+        self._unsettled.append((incoming, arrival.key))
         if not new:  # whose the lasting name was may have ended and cleared it up before there was a row
             self._store.publish(incoming, arrival.key)
-        self._settle_in_time(incoming, arrival.key, association)
+        if association is None or len(self._unsettled) >= _MOST_UNSETTLED or incoming.size >= _LARGE:
+            self._settle()
         if outcome.recorded is Recorded.CONFLICT:
             log.warning(
                 "an instance contradicts a known one; its study is held for a person",
@@ -161,14 +182,18 @@ class Intake:
             self._announce(outcome.trace, association)
         return outcome.recorded
 
-    def _settle_in_time(self, incoming: Incoming, key: str, association: int | None) -> None:
-        """Settle at the end of the association, or when it is much; at once where no association will end."""
-        self._unsettled.append((incoming, key))
-        if association is None or len(self._unsettled) >= _MOST_UNSETTLED or incoming.size >= _LARGE:
-            self._settle()
+    def _published(self, incoming: Incoming, key: str) -> bool:
+        try:
+            return self._store.publish(incoming, key)
+        except BaseException:  # each further try would leave one more file on a disk that may be full
+            self._store.drop(incoming)
+            raise
 
     def _settle(self) -> None:
-        """Make lasting names and rows durable, then let the temporary names go."""
+        """Make lasting names and rows durable, then let the temporary names go.
+
+        At the end of an association, or when they are many; at once for what is large or has no association that ends.
+        """
         with self._settling:
             files = self._unsettled[:]
             if files:
@@ -204,35 +229,37 @@ class Intake:
             outcome = self._recorder.record(arrival, association, self._quiet_period, same_pixels=same)
         return outcome
 
-    def _restored(self, incoming: Incoming) -> str | None:
-        """Record what may have been acknowledged while its row was not durable; gives the key of what is whole.
+    def _may_have_been_acknowledged(self, arrival: Arrival, incoming: Incoming) -> bool:
+        """Tell whether a row may have been lost with the end of the database's log: only such are not durable at once.
 
-        The first image of a series that an association brings is durable before it is acknowledged.
+        They are of instances that nobody knew, and of series that their association had brought images of.
         """
-        arrival = self._found(incoming)
-        if arrival is None:
-            return None
-        if not self._recorder.is_known(arrival.key) and self._recorder.has_carried(arrival, incoming.association):
-            self._record(arrival, incoming.association)
-        return arrival.key
+        return self._database.syncs_later and self._recorder.may_restore(arrival, incoming.association)
 
     def _found(self, incoming: Incoming) -> Arrival | None:
-        """Read a file found in `incoming/`; None if it is not whole."""
+        """Read a file found in `incoming/`; None if it was not received whole, or would not have been taken.
+
+        Raises:
+            OSError: it cannot be read.
+        """
         if not incoming.digest:
             return None
-        try:
-            with self._store.open_incoming(incoming) as stream:
+        with self._store.open_incoming(incoming) as stream:
+            try:
                 meta = read_head(stream)
-                offset = stream.tell()
-                if hashlib.file_digest(stream, "sha256").hexdigest() != incoming.digest:  # type: ignore[arg-type]
-                    return None
-                size = stream.tell()
-                stream.seek(offset)
+            except UNREADABLE as error:
+                if isinstance(error, OSError) and error.errno is not None:
+                    raise
+                return None
+            offset = stream.tell()
+            if hashlib.file_digest(stream, "sha256").hexdigest() != incoming.digest:  # type: ignore[arg-type]
+                return None
+            size = stream.tell()
+            stream.seek(offset)
+            try:
                 return _arrival(meta, read_header(stream, meta.transfer_syntax_uid), replace(incoming, size=size))
-        except (NotAcceptedError, UnreadableError, *UNREADABLE) as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise
-            return None
+            except (NotAcceptedError, UnreadableError):
+                return None
 
     def _header(self, meta: FileMeta, incoming: Incoming) -> Header:
         """Read the header, from memory where the data set's beginning holds it whole."""

@@ -153,18 +153,28 @@ def _receiver(settings: Settings, cue: _Cue) -> None:
         receive(settings, intake, cue.stop, lambda _: cue.ready(), _services(settings, database, cue.number), cue.door)
 
 
+_OTHER_WAYS_IN = frozenset({"console", "fetch"})
+
+
 def _receiver_named(number: int) -> str:
     return "receiver" if number == 1 else f"receiver-{number}"
 
 
 def _clear_up_after_others(settings: Settings, database: "Database") -> None:
-    """Clear up after receivers of an earlier start that had more of them, and after one that had no folder yet."""
-    known = {_receiver_named(number + 1) for number in range(settings.receiver.processes)}
-    found = {folder.name for folder in (settings.node.storage / "incoming").glob("receiver-*")}
-    for way_in in sorted(found - known):
-        with locked(settings.node.storage / f"{way_in}.lock", patience=10.0):  # it may still be ending
-            intake_of(settings, Store(settings.node.storage, way_in), database).recover()
-    intake_of(settings, Store(settings.node.storage, way_in=""), database).recover()
+    """Clear up after every other way in, before anything is planned on what it may have brought.
+
+    Receivers of an earlier start may still be ending, and are waited for; what else is at work clears up by itself.
+    """
+    for way_in in sorted(folder.name for folder in (settings.node.storage / "incoming").iterdir()):
+        is_receiver = way_in.startswith(f"{_receiver_named(1)}-")
+        if not is_receiver and way_in not in _OTHER_WAYS_IN:
+            continue
+        try:
+            with locked(settings.node.storage / f"{way_in}.lock", patience=10.0 if is_receiver else 0.0):
+                intake_of(settings, Store(settings.node.storage, way_in), database).recover()
+        except ConfigurationError:
+            if is_receiver:
+                raise
 
 
 def _services(settings: Settings, database: "Database", number: int) -> "list[Service]":

@@ -29,6 +29,7 @@ _BEGINNING = 32 * 1024
 _BLOCK = 512 * 1024
 _thread = threading.local()
 
+_WHOLE = re.compile(r"[0-9a-f]{32}\.(?P<association>[0-9]{1,18})\.(?P<digest>[0-9a-f]{64})")
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 
 
@@ -82,8 +83,8 @@ class Incoming:
     @property
     def association(self) -> int | None:
         """What brought it."""
-        number = self.name.split(".")[1]
-        return int(number) or None
+        whole = _WHOLE.fullmatch(self.name)
+        return int(whole["association"]) or None if whole else None
 
 
 class Store:
@@ -98,8 +99,7 @@ class Store:
 
         Args:
             root: the storage folder.
-            way_in: which process brings instances through this object, if any; no two may have the same name. The empty
-                one is that of earlier versions, whose instances had no folder of their own in `incoming/`.
+            way_in: which process brings instances through this object, if any; no two may have the same name.
         """
         self._root = root
         self.way_in = way_in
@@ -153,7 +153,11 @@ class Store:
         return Incoming(name, digest.hexdigest(), len(head) + size, len(head), bytes(beginning))
 
     def open_incoming(self, incoming: Incoming) -> BinaryIO:
-        """Open a file that is not published yet, at its data set."""
+        """Open a file that is not published yet, at its data set.
+
+        Raises:
+            OSError: it cannot be read.
+        """
         stream = (self._incoming / incoming.name).open("rb")
         stream.seek(incoming.offset)
         return stream
@@ -166,18 +170,19 @@ class Store:
         Returns:
             Whether the lasting name is new.
         """
-        path = self._incoming / incoming.name
         with _translated("store an instance"):
-            try:
-                return self._link(path, key)
-            except OSError:  # no lasting name: each further try would leave one more file on a disk that may be full
-                path.unlink(missing_ok=True)
-                raise
+            return self._link(self._incoming / incoming.name, key)
 
     def drop(self, incoming: Incoming) -> None:
         """Take the temporary name away: there is no lasting one, or it is somebody else's to clear up."""
         with _translated("store an instance"):
             (self._incoming / incoming.name).unlink(missing_ok=True)
+
+    def disown(self, incoming: Incoming) -> None:
+        """Let the temporary name say that nobody was told that this file is here."""
+        random, _, digest = incoming.name.split(".")
+        with _translated("store an instance"):
+            (self._incoming / incoming.name).rename(self._incoming / f"{random}.0.{digest}")
 
     def settle(self, published: Iterable[tuple[Incoming, str]]) -> None:
         """Make lasting names durable and take the temporary ones away; call it once the rows are durable.
@@ -187,11 +192,14 @@ class Store:
         """
         files = list(published)
         with _translated("store an instance"):
+            for incoming, key in files:
+                path = self._incoming / incoming.name
+                if path.exists():  # else it is settled: a sync of another one failed then
+                    self._link(path, key)  # again, if somebody has taken it away
             for folder in {(self._root / key).parent for _, key in files}:
                 _sync_folder(folder)
             for incoming, _ in files:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(f"{self._incoming}/{incoming.name}")  # noqa: PTH108  often
+                (self._incoming / incoming.name).unlink(missing_ok=True)
 
     def put(self, key: str, data: bytes) -> None:
         """Write a file whole and durably, in place of one of the same key.
@@ -261,7 +269,8 @@ class Store:
         """
         with _translated("clear up the storage"):
             names = sorted(path.name for path in self._incoming.iterdir() if path.is_file())
-        return [Incoming(name, name.rpartition(".")[2] if name.count(".") == 2 else "", 0, 0, b"") for name in names]
+        wholes = {name: _WHOLE.fullmatch(name) for name in names}
+        return [Incoming(name, whole["digest"] if whole else "", 0, 0, b"") for name, whole in wholes.items()]
 
     def withdraw(self, incoming: Incoming, key: str) -> None:
         """Take a lasting name away if this file alone stands behind it."""

@@ -1,12 +1,13 @@
 """One database: SQLite (WAL, synchronous=FULL) or PostgreSQL; transactions, its clock, its migrations."""
 
 import contextlib
+import os
 import socket
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
@@ -17,7 +18,10 @@ from dicomai.database.tables import Installation
 from dicomai.database.turn import Turn
 from dicomai.errors import ConfigurationError, ContendedError, StorageFullError, StoreError
 
-_TOUCH = sa.update(cast("sa.Table", Installation.__table__)).values(uuid=Installation.uuid)
+MOST_CONNECTIONS = 8
+"""How many connections to PostgreSQL one process has at a time, but for that of its lane."""
+
+_WAIT_SECONDS = 30.0  # until a connection is free
 _MIGRATION_LOCK = 0xD1C0  # PostgreSQL advisory lock; any number that nobody else in this database uses
 
 
@@ -38,8 +42,13 @@ class Database:
                     "postgresql+psycopg://user@host/name."
                 )
             self._sqlite = parsed.drivername == "sqlite"
-            options: dict[str, Any] = {"connect_args": {"timeout": 60}} if self._sqlite else {"pool_pre_ping": True}
-            self._engine = sa.create_engine(parsed, pool_size=8, max_overflow=64, **options)
+            # PostgreSQL takes 100 connections from all processes together; threads wait for their turn instead.
+            options: dict[str, Any] = (
+                {"connect_args": {"timeout": 60}, "max_overflow": 64}
+                if self._sqlite
+                else {"pool_pre_ping": True, "max_overflow": 0}
+            )
+            self._engine = sa.create_engine(parsed, pool_size=MOST_CONNECTIONS, pool_timeout=_WAIT_SECONDS, **options)
         except (ArgumentError, NoSuchModuleError, ValueError) as error:  # whose text may quote the password
             raise ConfigurationError(
                 "node.worklist is no database URL; write sqlite:////path or postgresql+psycopg://user@host/name."
@@ -87,15 +96,25 @@ class Database:
         with self._turn, _translated(), self._lane.begin() as run:
             yield run, self._lane.now(run)
 
+    @property
+    def syncs_later(self) -> bool:
+        """Whether what goes by the lane is durable only after `sync`."""
+        return self._sqlite
+
     def sync(self) -> None:
         """Return when all that was committed is durable, also what went by a lane.
 
         Raises:
-            StoreError: the database did not answer or did not commit.
+            StoreError: the disk failed.
         """
-        if self._sqlite:
-            with self.write() as session:  # durable itself, and so is what lies before it in the log
-                session.execute(_TOUCH)
+        if not self._sqlite:
+            return
+        # A transaction that changes nothing would sync nothing. What is no more in the log is in the database, synced.
+        try:
+            with open(f"{self._engine.url.database}-wal", "rb") as log:  # noqa: PTH123  a name with a suffix
+                os.fsync(log.fileno())
+        except OSError as error:
+            raise StoreError(f"The worklist database cannot be synced ({error.strerror}); check its disk.") from error
 
     def now(self, session: Session | sa.Connection) -> datetime:
         """Ask the database's clock, by which leases and due times go (SQLite shares the host's)."""
@@ -167,6 +186,11 @@ def _begin_sqlite(connection: sa.Connection) -> None:
 def _translated() -> Iterator[None]:
     try:
         yield
+    except sa.exc.TimeoutError as error:
+        raise StoreError(
+            f"Every connection of this process to the worklist database was in use for {_WAIT_SECONDS:.0f} s; see what "
+            "makes the database slow."
+        ) from error
     except DBAPIError as error:
         if isinstance(error, sa.exc.IntegrityError):
             raise

@@ -115,8 +115,9 @@ class Index:
         with self._db.read() as session:
             return session.execute(sa.select(Version.id).where(Version.key == key)).first() is not None
 
-    def has_carried(self, arrival: Arrival, association: int | None) -> bool:
-        """Tell whether an association has brought images of the series of an arrival."""
+    def is_new_of_carried(self, arrival: Arrival, association: int | None) -> bool:
+        """Tell whether nobody knows an instance, while its association has brought others of its series."""
+        known = sa.select(Instance.id).where(Instance.sop_instance_uid == arrival.sop_instance_uid)
         query = (
             sa.select(AssociationSeries.series_id)
             .join(Series, Series.id == AssociationSeries.series_id)
@@ -128,7 +129,7 @@ class Index:
             )
         )
         with self._db.read() as session:
-            return session.execute(query).first() is not None
+            return session.execute(query).first() is not None and session.execute(known).first() is None
 
     def _record(self, entry: "_Entry", same: bool | None) -> Outcome:
         session, arrival = entry.session, entry.arrival

@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, IntegrityError
-from sqlalchemy.pool import PoolProxiedConnection
 
 Run = Callable[[sa.Executable, Mapping[str, Any]], Iterable[tuple[Any, ...]]]
 """Runs a statement with its parameters; gives the rows, if it has any."""
@@ -27,7 +27,7 @@ class Lane:
         """Make it; connects at the first use."""
         self._engine = engine
         self._is_sqlite = engine.dialect.name == "sqlite"
-        self._connection: PoolProxiedConnection | None = None
+        self._connection: DBAPIConnection | None = None
         self._compiled: dict[sa.Executable, _Compiled] = {}
 
     @contextlib.contextmanager
@@ -64,14 +64,16 @@ class Lane:
         """Close the connection, and roll back what is not committed; the next transaction opens another."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            connection.close()
+            with contextlib.suppress(self._engine.dialect.loaded_dbapi.Error):  # it is gone already
+                connection.close()
 
-    def _open(self) -> PoolProxiedConnection:
-        connection = self._engine.raw_connection()
+    def _open(self) -> DBAPIConnection:
+        lent = self._engine.raw_connection()
         if self._is_sqlite:
-            connection.cursor().execute("PRAGMA synchronous=NORMAL")
-        connection.detach()  # closed at the end, and not lent to others
-        return connection
+            lent.cursor().execute("PRAGMA synchronous=NORMAL")
+        connection = lent.dbapi_connection
+        lent.detach()  # closed at the end, and not lent to others
+        return connection  # type: ignore[return-value]
 
     def _on(self, cursor: Any) -> Run:
         def run(statement: sa.Executable, parameters: Mapping[str, Any]) -> Iterable[tuple[Any, ...]]:

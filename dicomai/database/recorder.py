@@ -78,9 +78,9 @@ class Recorder:
         """Tell whether a version with this key was committed."""
         return self._index.is_known(key)
 
-    def has_carried(self, arrival: Arrival, association: int | None) -> bool:
-        """Tell whether an association has brought images of a series: only such ones are not durable at once."""
-        return self._index.has_carried(arrival, association)
+    def may_restore(self, arrival: Arrival, association: int | None) -> bool:
+        """Tell whether a row for this arrival may have gone by the lane: only such ones are not durable at once."""
+        return self._index.is_new_of_carried(arrival, association)
 
     def _remember(self, arrival: Arrival, association: int | None, outcome: Outcome) -> None:
         if len(self._series) + len(self._carried) > _MOST_REMEMBERED:

@@ -4,20 +4,17 @@
 all of them, or the whole process group; what the node does not start again by itself is started on what was left.
 """
 
-import hashlib
 import os
 import random
 import signal
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from tests import copies, scu, stored
+from tests import copies, stored
 from tests.acceptance.node import Node, node, until
-from tests.beds import parts_of
+from tests.senders import Sender
 
 KILLS = int(os.environ.get("KILLS", "3"))
 SEED = int(os.environ.get("SEED") or random.randrange(2**32))
@@ -26,53 +23,6 @@ LISTENS = '"receiver listens"'
 KINDS = ("one", "group", "all")  # a process that ends by itself twice within a minute is waited for
 
 pytestmark = pytest.mark.timeout(120 + 20 * KILLS)
-
-
-@dataclass
-class Sender:
-    """One that sends studies, an association after the other, and knows what was answered.
-
-    Attributes:
-        acknowledged: digest of the data set by SOP Instance UID.
-        unanswered: what was under way when the connection ended; it is sent again first.
-        refused: statuses other than success.
-    """
-
-    number: int
-    port: int
-    templates: list[bytes]
-    acknowledged: dict[str, str] = field(default_factory=dict)
-    unanswered: tuple[str, bytes] | None = None
-    refused: list[int] = field(default_factory=list)
-
-    def send(self, end: threading.Event, chance: random.Random) -> None:
-        """Send until the connection ends, or somebody says that it is enough."""
-        try:
-            while not end.is_set():
-                with scu.associated(self.port, calling_ae=f"CT{self.number}") as assoc:
-                    for uid, data_set in self._instances(chance):
-                        self.unanswered = uid, data_set
-                        status = assoc.store(uid, data_set)
-                        if status == 0x0000:
-                            self.acknowledged[uid] = hashlib.sha256(data_set).hexdigest()
-                        else:
-                            self.refused.append(status)
-                        self.unanswered = None
-                        if end.is_set():
-                            return
-        except OSError:
-            return
-
-    def _instances(self, chance: random.Random) -> Iterator[tuple[str, bytes]]:
-        """Make a study of one or two series, of small images and large ones."""
-        if self.unanswered is not None:
-            yield self.unanswered
-        study = copies.new_uid(chance)
-        for _ in range(chance.randint(1, 2)):
-            series = copies.new_uid(chance)
-            for _ in range(chance.randint(1, 30)):
-                uid = copies.new_uid(chance)
-                yield uid, parts_of(copies.copy(chance.choice(self.templates), study, series, uid))[1]
 
 
 @pytest.mark.parametrize("what", ["distinct studies", "the same studies"])

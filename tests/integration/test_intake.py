@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import hashlib
 import signal
 import struct
 import subprocess
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 import pytest
-import sqlalchemy as sa
 from pydicom.dataset import FileDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
@@ -50,6 +48,7 @@ from dicomai.store import Store
 from dicomai.study import Identity
 from tests import stored
 from tests.beds import QUIET, Bed, announced, as_received, parts, parts_of
+from tests.powercuts import cut_power, digests
 from tests.synthetic import encode, plain, series
 
 ROOT = Path(__file__).parents[2]
@@ -441,22 +440,31 @@ class TestCrashes:
         assert bed.rows(Association)[0].id == before
         assert bed.rows(Association)[0].end == AssociationEnd.LOST
 
-    def test_what_receivers_left_that_are_no_more_is_cleared_up(self, sqlite_bed: Bed) -> None:
+    @pytest.mark.parametrize("way_in", ["receiver-3", "console", "fetch"])
+    def test_what_others_left_is_cleared_up_before_anything_is_planned(self, sqlite_bed: Bed, way_in: str) -> None:
         storage = sqlite_bed.folder / "storage"
         settings = Settings(
             node={"storage": storage, "worklist": sqlite_bed.url}, receiver={"processes": 1, "quiet_period": QUIET}
         )
-        leavers = {"": "incoming", "receiver-3": "incoming/receiver-3"}  # before there were several; of more than now
-        for (way_in, folder), image in zip(leavers.items(), ct(2), strict=True):
-            gone = Intake(Store(storage, way_in), sqlite_bed.database, QUIET, 0)
-            gone.open_association("CT01", "10.0.0.1")
-            gone._recorder.record = raise_store_error  # type: ignore[method-assign]
-            with as_received(), pytest.raises(StoreError):
-                gone.accept(*announced(parts(image)), None)
-            assert any(path.is_file() for path in (storage / folder).iterdir())
+        images = ct(4)
+        gone = Intake(Store(storage, way_in), sqlite_bed.database, QUIET, 0)
+        association = gone.open_association("CT01", "10.0.0.1")
+        with as_received():
+            for image in images:
+                gone.accept(*announced(parts(image)), association)
+        cut_power(sqlite_bed, lost=2)
         _clear_up_after_others(settings, sqlite_bed.database)
-        assert sqlite_bed.files("incoming") | sqlite_bed.files() == set()
-        assert [row.end for row in sqlite_bed.rows(Association)] == [AssociationEnd.LOST] * 2
+        assert_sound(sqlite_bed)
+        assert stored.faults(storage, sqlite_bed.url, digests(images)) == []
+        assert [row.end for row in sqlite_bed.rows(Association)] == [AssociationEnd.LOST]
+
+    def test_a_fetch_under_way_is_left_alone(self, sqlite_bed: Bed) -> None:
+        storage = sqlite_bed.folder / "storage"
+        settings = Settings(node={"storage": storage, "worklist": sqlite_bed.url}, receiver={"processes": 1})
+        Store(storage, "fetch").receive(b"head", (b"data",))
+        with locked(storage / "fetch.lock"):
+            _clear_up_after_others(settings, sqlite_bed.database)
+        assert len(sqlite_bed.files("incoming")) == 1
 
     def test_what_a_receiver_holds_that_is_still_ending_is_left_to_it(self, sqlite_bed: Bed) -> None:
         storage = sqlite_bed.folder / "storage"
@@ -480,112 +488,6 @@ class TestCrashes:
         with as_received():
             sqlite_bed.intake.recover()
         assert sqlite_bed.files("") == set()
-
-
-def digests(images: list[FileDataset]) -> dict[str, str]:
-    return {str(ds.SOPInstanceUID): hashlib.sha256(parts(ds)[1]).hexdigest() for ds in images}
-
-
-def starts_again(bed: Bed) -> None:
-    bed.intake = Intake(bed.store, bed.database, QUIET, 0)
-    with as_received():
-        bed.intake.recover()
-
-
-class TestAPowerCut:
-    """What takes away whatever was not synced: the ends of the database's log and of folders."""
-
-    @staticmethod
-    def cut(bed: Bed, lost: int) -> None:
-        """Take away the last rows, as an unsynced end of the log goes, and all lasting names of the last folder."""
-        with bed.database.write() as session:
-            for version in session.scalars(sa.select(Version).order_by(Version.id.desc()).limit(lost)).all():
-                (bed.folder / "storage" / version.key).unlink()
-                session.delete(version)
-                session.flush()
-                session.delete(session.get_one(Instance, version.instance_id))
-
-    def test_what_was_acknowledged_comes_back(self, bed: Bed) -> None:
-        images = ct(6)
-        association = bed.intake.open_association("CT01", "10.0.0.1")
-        bed.take(images, association)
-        assert len(bed.files("incoming")) == 6
-        self.cut(bed, lost=4)
-        starts_again(bed)
-        assert_sound(bed)
-        assert stored.faults(bed.folder / "storage", bed.url, digests(images)) == []
-        (series_row,) = bed.rows(Series)
-        assert series_row.state == SeriesState.RECEIVING
-        assert series_row.revision == 6 + 4
-        assert bed.rows(Association)[0].end == AssociationEnd.LOST
-
-    def test_a_file_whose_bytes_were_not_synced_does_not(self, bed: Bed) -> None:
-        images = ct(3)
-        bed.take(images, bed.intake.open_association("CT01", "10.0.0.1"))
-        self.cut(bed, lost=1)
-        torn = max((bed.folder / "storage/incoming/receiver").iterdir(), key=lambda path: path.stat().st_mtime_ns)
-        content = torn.read_bytes()
-        torn.write_bytes(content[:-100] + bytes(100))
-        starts_again(bed)
-        assert_sound(bed)
-        assert stored.faults(bed.folder / "storage", bed.url, digests(images[:2])) == []
-        assert bed.take(images[2:]) == [Recorded.NEW]
-
-    def test_the_first_of_a_series_is_not_restored_as_nobody_was_told_of_it(self, bed: Bed) -> None:
-        association = bed.intake.open_association("CT01", "10.0.0.1")
-        bed.intake._recorder.record = raise_store_error  # type: ignore[method-assign]
-        with pytest.raises(StoreError):
-            bed.take(ct(1), association)
-        assert len(bed.files("incoming")) == 1
-        starts_again(bed)
-        assert_sound(bed)
-        assert bed.rows(Version) == []
-
-    def test_names_go_once_the_rows_are_durable(self, bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Not before: the power may go between the two."""
-        association = bed.intake.open_association("CT01", "10.0.0.1")
-        bed.take(ct(3), association)
-        seen: list[int] = []
-        real = bed.database.sync
-
-        def sync() -> None:
-            seen.append(len(bed.files("incoming")))
-            real()
-
-        monkeypatch.setattr(bed.database, "sync", sync)
-        bed.intake.close_association(association, AssociationEnd.RELEASED)
-        assert seen == [3]
-        assert_sound(bed)
-
-    def test_names_stay_while_the_database_is_away(self, bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
-        association = bed.intake.open_association("CT01", "10.0.0.1")
-        bed.take(ct(3), association)
-        with monkeypatch.context() as patch:
-            patch.setattr(bed.database, "sync", raise_store_error)
-            with pytest.raises(StoreError):
-                bed.intake.close_association(association, AssociationEnd.RELEASED)
-        assert len(bed.files("incoming")) == 3
-        bed.intake.close_association(association, AssociationEnd.RELEASED)
-        assert_sound(bed)
-
-    def test_a_long_association_settles_on_its_way(self, bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("dicomai.intake._MOST_UNSETTLED", 4)
-        bed.take(ct(10), bed.intake.open_association("CT01", "10.0.0.1"))
-        assert len(bed.files("incoming")) == 2
-
-    def test_what_is_large_or_has_no_association_settles_at_once(self, bed: Bed) -> None:
-        bed.take(ct(2))
-        assert bed.files("incoming") == set()
-        bed.take(series(shape=(2, 800, 800)), bed.intake.open_association("CT01", "10.0.0.1"))
-        assert bed.files("incoming") == set()
-
-    def test_only_arrivals_of_images_wait_for_a_later_sync(self, sqlite_bed: Bed) -> None:
-        database = sqlite_bed.database
-        with database.swiftly() as (run, _):
-            assert list(run(sa.text("PRAGMA synchronous"), {})) == [(1,)]  # NORMAL
-        for _ in range(3):
-            with database.write() as session:
-                assert session.execute(sa.text("PRAGMA synchronous")).scalar_one() == 2  # FULL
 
 
 class TestWhatIsNeverRouted:

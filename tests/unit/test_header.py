@@ -116,6 +116,16 @@ def test_an_image_of_a_known_series_is_not_taken_for_another(syntax: str) -> Non
         assert read_quickly(datasets.encode(sorted([*others, (0x00080018, "UI", value)]), syntax), syntax) is None
 
 
+def test_a_first_element_that_may_be_read_in_two_ways_is_left_to_the_library() -> None:
+    """The library takes implicit VR for explicit where the length looks like a VR: the quick way must not differ."""
+    victim, attacker = datasets.valid(ImplicitVRLittleEndian), datasets.valid(ExplicitVRLittleEndian)
+    hidden = attacker.replace(b"1.2.826", b"1.2.999")
+    length = int.from_bytes(b"OB\0\0", "little")
+    crafted = b"\x08\0\x01\0OB\0\0" + (4).to_bytes(4, "little") + bytes(4) + hidden
+    crafted = crafted[: 8 + length].ljust(8 + length, b"\0") + victim
+    assert read_quickly(crafted, ImplicitVRLittleEndian) is None
+
+
 @settings(max_examples=1500, deadline=None)
 @given(
     st.sampled_from([ExplicitVRLittleEndian, ImplicitVRLittleEndian]),

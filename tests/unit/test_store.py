@@ -222,8 +222,10 @@ class TestLeftOver:
     def test_what_was_received_whole_says_so(self, store: Store, incoming: Path) -> None:
         got = store.receive(b"head", (b"data",), association=3)
         (incoming / "0123").write_bytes(b"headda")  # the process was killed before its end
+        (incoming / "a.b.c").write_bytes(b"")  # and this is nobody's
         left = {one.name: one for one in store.left_over()}
-        assert left["0123"].digest == ""
+        assert left["0123"].digest == left["a.b.c"].digest == ""
+        assert left["a.b.c"].association is None
         assert (left[got.name].digest, left[got.name].association) == (got.digest, 3)
 
     def test_a_withdrawn_name_is_gone(self, store: Store) -> None:
