@@ -56,7 +56,7 @@ def dicomai(folder: Path) -> Iterator[Peer]:
         return sum((folder / key).is_file() for key in keys)
 
     with _process(command, port, folder):
-        while "node started" not in (folder / "log").read_text():  # its first receiver listens a while before the others
+        while "node started" not in (folder / "log").read_text():  # its first receiver listens before the others do
             time.sleep(0.05)
         yield Peer(port, stored)
 

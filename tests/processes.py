@@ -5,12 +5,12 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pydicom
-from sqlalchemy.orm import Session
 
 from dicomai.database import Database, recorder
 from dicomai.database.index import Index
@@ -27,9 +27,9 @@ class TurnedDatabase(Database):
 
     forward = timedelta()
 
-    def now(self, session: Session) -> datetime:
+    def clock(self, ask: Callable[[], datetime]) -> datetime:
         """The database's clock, and what it was turned forward."""
-        return super().now(session) + self.forward
+        return super().clock(ask) + self.forward
 
 
 def migrate(url: str, barrier: Any) -> None:

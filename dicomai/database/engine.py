@@ -4,7 +4,7 @@ import contextlib
 import os
 import socket
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ MOST_CONNECTIONS = 8
 """How many connections to PostgreSQL one process has at a time, but for that of its lane."""
 
 _WAIT_SECONDS = 30.0  # until a connection is free
+_CLOCK = sa.select(sa.func.clock_timestamp())
 _MIGRATION_LOCK = 0xD1C0  # PostgreSQL advisory lock; any number that nobody else in this database uses
 
 
@@ -94,7 +95,7 @@ class Database:
             IntegrityError: as with `write`.
         """
         with self._turn, _translated(), self._lane.begin() as run:
-            yield run, self._lane.now(run)
+            yield run, self.clock(lambda: next(iter(run(_CLOCK, {})))[0])
 
     @property
     def syncs_later(self) -> bool:
@@ -118,10 +119,11 @@ class Database:
 
     def now(self, session: Session | sa.Connection) -> datetime:
         """Ask the database's clock, by which leases and due times go (SQLite shares the host's)."""
-        if self._sqlite:
-            return datetime.now(UTC)
-        moment: datetime = session.execute(sa.select(sa.func.clock_timestamp())).scalar_one()
-        return moment.astimezone(UTC)
+        return self.clock(lambda: session.execute(_CLOCK).scalar_one())
+
+    def clock(self, ask: Callable[[], datetime]) -> datetime:
+        """Read the clock; `ask` asks the server, if there is one."""
+        return datetime.now(UTC) if self._sqlite else ask().astimezone(UTC)
 
     def installation(self) -> str:
         """The node's own UUID, made with the database."""

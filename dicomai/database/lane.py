@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -11,8 +10,6 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 Run = Callable[[sa.Executable, Mapping[str, Any]], Iterable[tuple[Any, ...]]]
 """Runs a statement with its parameters; gives the rows, if it has any."""
-
-_CLOCK = sa.select(sa.func.clock_timestamp())
 
 
 class Lane:
@@ -52,13 +49,6 @@ class Lane:
                 kind = IntegrityError if isinstance(error, driver.IntegrityError) else DBAPIError
                 raise kind("a transaction in the lane", None, error) from error
             raise
-
-    def now(self, run: Run) -> datetime:
-        """Ask the database's clock (SQLite shares the host's)."""
-        if self._is_sqlite:
-            return datetime.now(UTC)
-        ((moment,),) = run(_CLOCK, {})
-        return moment.astimezone(UTC)  # type: ignore[no-any-return]
 
     def close(self) -> None:
         """Close the connection, and roll back what is not committed; the next transaction opens another."""

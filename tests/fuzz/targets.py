@@ -221,7 +221,6 @@ class Instances(Headers):
         self._database = Database(url or f"sqlite:///{folder / 'worklist.db'}")
         self._database.migrate()
         self._intake = Intake(self._store, self._database, 60.0, 0, 1_000_000)
-        self._association = self._intake.open_association("FUZZ", "127.0.0.1")
         self._beside = self._outside()
 
     def run(self, data: bytes) -> None:
@@ -234,7 +233,7 @@ class Instances(Headers):
             uids = "1.2.826.7", wire.CT, "1.2.826.9"
         study, sop_class, sop_instance = uids
         try:
-            self._intake.accept(FileMeta(sop_class, sop_instance, syntax, "FUZZ"), (data[1:],), self._association)
+            self._intake.accept(FileMeta(sop_class, sop_instance, syntax, "FUZZ"), (data[1:],), None)
         except InputError:
             pass
         else:

@@ -29,7 +29,7 @@ from dicomai.config import Settings
 from dicomai.console import Console
 from dicomai.database import Database
 from dicomai.errors import ConfigurationError, StorageFullError, StoreError, UnreadableError
-from dicomai.store import Incoming, Store
+from dicomai.store import Store
 from tests.beds import Bed, announced, as_received, parts_of
 from tests.dimse import HOST, associate, free_port, node, store, wait_until
 from tests.fuzz import datasets
@@ -227,18 +227,16 @@ def test_a_hostile_data_set_is_refused_and_leaves_nothing(bed: Bed, name: str) -
 
 @pytest.mark.parametrize("step", ["mkdir", "link"])
 def test_a_disk_that_fills_between_writing_and_naming_keeps_nothing(
-    tmp_path: Path, step: str, monkeypatch: pytest.MonkeyPatch
+    bed: Bed, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    made = Store(tmp_path)
-    incoming: Incoming = made.receive(b"head", (b"data",))
     with monkeypatch.context() as patch:
         patch.setattr("pathlib.Path.mkdir" if step == "mkdir" else "os.link", full)
         with pytest.raises(StorageFullError):
-            made.publish(incoming, "instances/1/2/3.dcm")
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+            bed.take(series(shape=(1, 4, 4)))
+    assert bed.files("") == set()
 
 
 def test_a_new_storage_folder_is_synced_into_its_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
