@@ -192,6 +192,12 @@ def _receiver(settings: Settings) -> list[Finding]:
     if settings.receiver.commitment and not settings.source:
         sentence = "whoever asks for storage commitment and does not wait is never told: add a [[source]] for it."
         findings.append(Finding("warning", "commitment", sentence))
+    if settings.receiver.commitment and settings.console.is_local and not settings.console.public_url:
+        sentence = (
+            "what is committed could be fetched by this machine alone: set console.host to an address of the network, "
+            "or console.public_url where a reverse proxy stands before it."
+        )
+        findings.append(Finding("warning", "commitment", sentence))
     node = settings.node
     about = f"port {node.port}"
     host = "127.0.0.1" if node.host in {"0.0.0.0", "::"} else node.host  # noqa: S104  a comparison

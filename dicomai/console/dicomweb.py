@@ -152,6 +152,7 @@ class DicomWeb:
     def _receive(self, exchange: Exchange, study: str | None) -> None:
         """Take in what a request brings, and answer once all of it is durable."""
         boundary, body = boundary_of(exchange.headers), exchange.body()
+        base_url = self._public_url or f"http://{_named_host(exchange)}"
         if not self._intake.has_room():
             raise RequestError(
                 HTTPStatus.SERVICE_UNAVAILABLE, "The storage's disk is nearly full; free some room, then send again."
@@ -166,7 +167,7 @@ class DicomWeb:
                 self._take(part, deposit, study)
             if not deposit.stored and not deposit.failures:
                 raise RequestError(HTTPStatus.BAD_REQUEST, "The body has no part; send one instance or more.")
-            text = deposit.response(f"{self._public_url or f'http://{_host(exchange)}'}{ROOT}")
+            text = deposit.response(f"{base_url}{ROOT}")
             exchange.answer(deposit.status, "application/dicom+json", text)
 
     def _take(self, part: Part, deposit: Deposit, study: str | None) -> None:
@@ -258,6 +259,20 @@ def _host(exchange: Exchange) -> str:
     """Give how the sender calls us, for URLs; empty where it is nothing that could stand in one."""
     host = exchange.headers.get("Host", "")
     return host if re.fullmatch(r"[A-Za-z0-9._:\[\]-]{1,255}", host) else ""
+
+
+def _named_host(exchange: Exchange) -> str:
+    """Give how the sender calls us.
+
+    Raises:
+        RequestError: it does not say so; a Retrieve URL without it would lead nowhere (RFC 9112 3.2).
+    """
+    host = _host(exchange)
+    if not host:
+        raise RequestError(
+            HTTPStatus.BAD_REQUEST, "The request has no usable Host header; send one, or set console.public_url."
+        )
+    return host
 
 
 def _judge(meta: FileMeta) -> statuses.Status | None:

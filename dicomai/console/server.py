@@ -1,6 +1,7 @@
 """The HTTP server behind the page: `/`, `/worklist.json` and `/health`, by GET alone; and DICOMweb where it is on."""
 
 import contextlib
+import ipaddress
 import json
 import re
 import socket
@@ -47,7 +48,7 @@ class Console:
             ConfigurationError: the port cannot be had.
         """
         overview = Overview(Database(settings.node.worklist_url))
-        names = {settings.console.host.lower(), "localhost", "127.0.0.1", "[::1]"}
+        names = {settings.console.host.lower(), socket.gethostname().lower(), "localhost", "127.0.0.1", "[::1]"}
         names |= {_without_port(urlsplit(settings.console.public_url).netloc)} - {""}
 
         class Handler(_Handler):
@@ -157,12 +158,21 @@ class _Handler(Exchange):
     def _is_for_us(self) -> bool:
         """Answer a request by a wrong name.
 
-        A page from elsewhere whose name was pointed at this address must not read the worklist (DNS rebinding).
+        A page from elsewhere whose name was pointed at this address must not read the worklist (DNS rebinding). An
+        address is no name that could be pointed anywhere. DICOMweb on a network wants a token, which no such page has;
+        a probe of `/health` learns nothing of anybody.
         """
-        if _without_port(self.headers.get("Host") or "") in self.names or self.address not in {"127.0.0.1", "::1"}:
+        is_free = not self._is_local and (self._is_dicomweb or self.path.partition("?")[0] == "/health")
+        host = _without_port(self.headers.get("Host") or "")
+        if is_free or host in self.names or (not self._is_local and _is_address(host)):
             return True
-        self._answer(HTTPStatus.MISDIRECTED_REQUEST, "text/plain", "Ask for this node by its own address.")
+        sentence = "Ask for this node by its own address, or set console.public_url to the name that it is called by."
+        self._answer(HTTPStatus.MISDIRECTED_REQUEST, "text/plain", sentence)
         return False
+
+    @property
+    def _is_local(self) -> bool:
+        return self.address in {"127.0.0.1", "::1"}
 
     @property
     def _is_dicomweb(self) -> bool:
@@ -190,3 +200,11 @@ class _Handler(Exchange):
 
 def _without_port(host: str) -> str:
     return re.sub(r":[0-9]*$", "", host.lower())  # port 80 is left out
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return False
+    return True

@@ -1,7 +1,8 @@
 """What other services announce of series, written down: procedure steps, notifications, counts.
 
 Each announcement that changes something raises the revision of its series under a row lock, as an image does: a
-planning that is under way starts over, and cannot call complete what is known to be half.
+planning that is under way starts over, and cannot call complete what is known to be half. Long after the last image it
+does no longer: what is planned then is held for a person in the transaction that plans it.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -14,7 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from dicomai.database import audit, holds
-from dicomai.database.completeness import Kind, StepState, judge, lack, outlook
+from dicomai.database.completeness import PATIENCE, Kind, StepState, judge, lack, outlook
 from dicomai.database.engine import Database
 from dicomai.database.index import SeriesState
 from dicomai.database.tables import (
@@ -333,11 +334,12 @@ def _touch(session: Session, now: datetime, actor: str, series_instance_uids: Co
     ).all()
     for series in touched:
         verdict = judge(session, series)
-        if series.state != SeriesState.RECEIVING and verdict is not None and verdict.missing:
+        is_late = series.last_received_at + PATIENCE < now
+        if series.state != SeriesState.RECEIVING and verdict is not None and verdict.missing and not is_late:
             series.state, series.reason = SeriesState.RECEIVING.value, ""
             detail = f"{verdict.missing} of {verdict.expected} instances that {verdict.who} announced are not here"
             audit.record(session, now, actor, "series reopened", study=series.study_id, detail=detail)
-        _look_again(series, now)
+        _look_again(series, now, start_over=not is_late)
     for study_id in sorted({series.study_id for series in touched}):
         holds.settle(session, now, study_id, actor)
 
@@ -349,17 +351,18 @@ def _touch_study(session: Session, now: datetime, notice: _Notice) -> None:
         return
     session.flush()
     unfinished = (SeriesState.RECEIVING.value, SeriesState.WAITING.value)
+    is_late = Series.last_received_at < now - PATIENCE
     session.execute(
         sa.update(Series)
         .where(Series.study_id == study.id, Series.state.in_(unfinished))
-        .values(revision=Series.revision + 1, due_at=now)
+        .values(revision=Series.revision + sa.case((is_late, 0), else_=1), due_at=now)
     )
     holds.settle(session, now, study.id, notice.actor)
 
 
-def _look_again(series: Series, now: datetime) -> None:
+def _look_again(series: Series, now: datetime, *, start_over: bool = True) -> None:
     """Make a planning that is under way start over, and one that waits look at once."""
-    series.revision += 1
+    series.revision += start_over
     if series.state != SeriesState.COMPLETE:
         series.due_at = now
 

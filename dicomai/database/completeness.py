@@ -5,7 +5,7 @@ of its source and says exactly what is here: fewer would be half a series, more 
 """
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 import sqlalchemy as sa
@@ -38,6 +38,13 @@ class StepState(StrEnum):
     COMPLETED = "COMPLETED"
     DISCONTINUED = "DISCONTINUED"
 
+
+PATIENCE = timedelta(hours=1)
+"""How long after the last image an announcement makes a series wait longer, and a planning start over.
+
+One who announces ever more could otherwise keep a series from a person for ever. What comes later holds the work that
+is planned, but no longer puts that off.
+"""
 
 _WHO = {
     Kind.STEP: "its modality's procedure step",

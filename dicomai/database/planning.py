@@ -131,7 +131,8 @@ class Planning:
         waits for the quiet period after its last image; for every association that carried it and is open, until
         that has been idle for the quiet period or has ended; for the lost period after one that was aborted or lost,
         unless a later association carried the series and was released; and for the lost period after the last image
-        and the last announcement while more was announced than is here. Idle is what the receiver has renewed after
+        and the last announcement while more was announced than is here, of which those count that come within
+        `completeness.PATIENCE` of that image. Idle is what the receiver has renewed after
         the quiet period: one that it has not may be the half of a series that was cut off by its own end.
         """
         quiet = timedelta(seconds=quiet_period)
@@ -144,7 +145,8 @@ class Planning:
                 return None
             moment, why = due.last_received_at + quiet, ""
             if verdict is not None and verdict.missing:
-                moment = max(moment, max(due.last_received_at, verdict.announced_at) + lost)
+                announced_at = min(verdict.announced_at, due.last_received_at + completeness.PATIENCE)
+                moment = max(moment, max(due.last_received_at, announced_at) + lost)
                 why = f"Waits for {verdict.missing} of {verdict.expected} instances that {verdict.who} announced."
             carried = session.scalars(
                 sa.select(Association)
@@ -167,7 +169,7 @@ class Planning:
         """Say until when work on a study as a whole has to wait though all that came is complete; None if not at all.
 
         It waits while a procedure step is in progress, or has announced series of which nothing came: for the lost
-        period after the last image of the study and the last word of its steps.
+        period after the last image of the study and the last word of its steps, as far as that comes in time.
         """
         with self._db.read() as session:
             outlook = completeness.outlook(session, session.get_one(Study, study_id))
@@ -176,7 +178,8 @@ class Planning:
             last = session.execute(
                 sa.select(sa.func.max(Series.last_received_at)).where(Series.study_id == study_id)
             ).scalar_one()
-            until = max(last, outlook.changed_at) + timedelta(seconds=lost_period)
+            changed_at = min(outlook.changed_at, last + completeness.PATIENCE)
+            until = max(last, changed_at) + timedelta(seconds=lost_period)
             what = f"{len(outlook.absent)} series that its modality announced" if outlook.absent else "its modality"
             return Wait(until, f"The study waits for {what}.") if until > self._db.now(session) else None
 

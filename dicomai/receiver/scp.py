@@ -245,11 +245,13 @@ class Receiver:
         """Let an association in and write it down, or say why not."""
         known = {"calling_ae": session.calling_ae, "called_ae": called_ae, "address": session.address}
         identity = assoc.requestor.user_identity
+        proposed = request.presentation_context_definition_list
+        brings_instances = bool(contexts.as_storage(proposed))
         refusal = (
             self._policy.stranger(**known)
             or self._users.refusal(identity)
             or self._policy.congestion()
-            or self._enter(assoc, session)
+            or self._enter(assoc, session, with_others=brings_instances)
         )
         if refusal is not None:
             return refusal
@@ -257,9 +259,8 @@ class Receiver:
         if answer is not None:
             assoc.acceptor.add_negotiation_item(answer)
         _be_patient(assoc, self._settings.receiver.idle_timeout)
-        proposed = request.presentation_context_definition_list
         assoc.acceptor.supported_contexts = contexts.supported(proposed, self._services)
-        if contexts.as_storage(proposed):
+        if brings_instances:
             session.row = self._intake.open_association(session.calling_ae, session.address)
             log.info(
                 "association opened",
@@ -270,9 +271,12 @@ class Receiver:
             )
         return None
 
-    def _enter(self, assoc: Association, session: Session) -> policy.Refusal | None:
-        """Count an association in, unless there are too many, those of other receivers included."""
-        others, near_others = self._intake.elsewhere(session.address)
+    def _enter(self, assoc: Association, session: Session, *, with_others: bool) -> policy.Refusal | None:
+        """Count an association in, unless there are too many; `with_others`: those of other receivers included.
+
+        The index knows the others. A C-ECHO must be answered without it: who looks for what is wrong begins with one.
+        """
+        others, near_others = self._intake.elsewhere(session.address) if with_others else (0, 0)
 
         def refusal(here: int, near: int) -> policy.Refusal | None:
             return self._policy.crowd(here + others, near + near_others)

@@ -393,6 +393,23 @@ def test_the_doctor_says_that_nobody_can_be_called() -> None:
     assert [one.about for one in check._receiver(settings) if "[[source]]" in one.sentence] == ["commitment"]
 
 
+@pytest.mark.parametrize(
+    ("console", "warned"),
+    [
+        ({}, True),
+        ({"host": "192.0.2.1", "token": "a-token-of-24-characters"}, False),
+        ({"public_url": "https://ai.hospital.example"}, False),
+    ],
+)
+def test_the_doctor_says_that_nobody_else_could_have_back_what_is_promised(
+    console: dict[str, str], warned: bool
+) -> None:
+    settings = Settings(
+        node={"host": HOST, "port": free_port()}, console={"dicomweb": True, **console}, receiver={"commitment": True}
+    )
+    assert any("by this machine alone" in one.sentence for one in check._receiver(settings)) is warned
+
+
 class TestRows:
     """On both databases."""
 

@@ -20,6 +20,7 @@ from dicomai.config import Settings
 from dicomai.counts import Counts
 from dicomai.database import Database
 from dicomai.database.announcements import Announcements, Said
+from dicomai.database.completeness import PATIENCE
 from dicomai.database.index import SeriesState
 from dicomai.database.tables import Announcement, Audit, ProcedureStep, Series, WorkitemInput
 from dicomai.errors import UnreachableError, WorklistError
@@ -671,6 +672,19 @@ class TestStudies:
         planner.sweep()
         assert [one.hold for one in bed.items()] == [""]
 
+    def test_a_step_that_is_changed_for_ever_keeps_the_study_for_a_while(self, bed: Bed) -> None:
+        planner = bed.planner(route("study", level=Level.STUDY))
+        bed.take(mr())
+        planned = []
+        with wordy(bed) as assoc:
+            assoc.send_n_create(begun(), STEP, "1.2.3")
+            for _ in range(8):
+                bed.turn(LOST - 1)
+                assoc.send_n_set(ended(state="IN PROGRESS"), STEP, "1.2.3")
+                planner.sweep()
+                planned.append(len(bed.items()))
+        assert planned == [0] * 7 + [1]
+
 
 class TestSafety:
     def test_images_under_a_wrong_worklist_entry_are_for_a_person(self, bed: Bed) -> None:
@@ -772,6 +786,41 @@ class TestSafety:
         monkeypatch.undo()
         assert planner.sweep() == 0
         assert "Waits for 1 of 4" in reason(any_bed)
+
+    def test_who_announces_ever_more_does_not_keep_a_series_from_a_person(self, any_bed: Bed) -> None:
+        images = mr()
+        counts = {images[0].SeriesInstanceUID: 3}
+        source = Source(any_bed, counts)
+        planner = any_bed.planner()
+        carry(any_bed, images[:3])
+        planned = []
+        for _ in range(8):
+            any_bed.turn(LOST - 1)
+            counts[images[0].SeriesInstanceUID] += 1
+            source.counts.sweep()
+            planned.append(planner.sweep())
+        assert planned == [0] * 7 + [1]  # PATIENCE and the lost period after the last image
+        assert "lacks 8 of 11 instances that the source 'pacs' announced" in any_bed.items()[0].hold
+        said = Said(images[0].SeriesInstanceUID, tuple(f"1.2.{n}" for n in range(20)))
+        Announcements(any_bed.database).notify("1.2.3", "PACS", STUDY, [said])
+        assert any_bed.series(images[0].SeriesInstanceUID).state == SeriesState.COMPLETE
+        assert "an availability notification announced" in any_bed.items()[0].hold
+
+    def test_nor_a_planning_from_its_end(self, any_bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+        images = mr()
+        any_bed.take(images[:3])
+        any_bed.turn(PATIENCE.total_seconds() + 1)
+        planner = any_bed.planner()
+        real = planner._planning.commit
+        said = Said(images[0].SeriesInstanceUID, tuple(str(one.SOPInstanceUID) for one in images))
+
+        def commit(*arguments: Any) -> bool:
+            Announcements(any_bed.database).notify(generate_uid(), "PACS", STUDY, [said])
+            return real(*arguments)
+
+        monkeypatch.setattr(planner._planning, "commit", commit)
+        assert planner.sweep() == 1
+        assert "lacks 1 of 4" in any_bed.items()[0].hold
 
     def test_whatever_comes_first_half_a_series_is_never_let_go(self, any_bed: Bed) -> None:
         """Planner and announcer at the same moment: afterwards the series waits, or its work is held."""

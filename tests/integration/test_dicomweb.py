@@ -193,6 +193,7 @@ def test_a_study_takes_its_own_instances_only(web: Web, small: Bed) -> None:
     assert module["00081198"]["Value"][0]["00081155"]["Value"] == [stray.SOPInstanceUID]
     assert module["00081198"]["Value"][0]["00081197"]["Value"] == [0xA900]
     assert [v.key.split("/")[1] for v in small.rows(Version)] == [ours.StudyInstanceUID]
+    assert len(ends(small)) == 1
     assert_sound(small)
 
 
@@ -461,6 +462,46 @@ class TestWhoMay:
         assert small.rows(Association) == []
         own = f"http://{HOST}:{web.port}"
         assert web.stow(map(encode, ct()), Origin=own, Authorization=f"Bearer {TOKEN}")[0] == 200
+
+
+class TestNames:
+    """By which name a request comes that is not this machine's own."""
+
+    @staticmethod
+    def ask(web: Web, path: str, *hosts: str, body: bytes | None = None) -> tuple[int, bytes]:
+        """Send a request from another address with these Host headers."""
+        with contextlib.closing(http.client.HTTPConnection(HOST, web.port, 20, ("127.0.0.2", 0))) as connection:
+            connection.putrequest("POST" if body else "GET", path, skip_host=True)
+            for name, value in (*(("Host", host) for host in hosts), *((("Content-Type", KIND),) if body else ())):
+                connection.putheader(name, value)
+            connection.putheader("Content-Length", str(len(body or b"")))
+            connection.endheaders(body)
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+
+    def test_the_page_is_for_the_node_s_own_only(self, small: Bed) -> None:
+        with Web(small, console={"public_url": "https://ai.example:8443/node"}).running() as web:
+            for path in ("/", "/worklist.json"):
+                for host in (HOST, "192.0.2.7:8480", "[2001:db8::7]:8480", "ai.example", socket.gethostname()):
+                    assert self.ask(web, path, host)[0] == 200, host
+                for hosts in (("evil.example",), ("192.0.2.7.evil.example",), ("",), ()):
+                    status, sentence = self.ask(web, path, *hosts)
+                    assert (status, b"console.public_url" in sentence) == (421, True), hosts
+            assert self.ask(web, "/health", "probe.example")[0] == 200  # which says nothing of anybody
+
+    def test_without_one_no_url_could_be_given_so_nothing_is_taken(self, small: Bed) -> None:
+        body = body_of(map(encode, ct()))
+        with Web(small).running() as web:
+            for hosts in ((), ("",), ("no name",)):
+                status, sentence = self.ask(web, "/dicomweb/studies", *hosts, body=body)
+                assert (status, b"no usable Host header" in sentence) == (400, True)
+            assert small.rows(Association) == []
+            assert self.ask(web, "/dicomweb/studies", "any.example", body=body)[0] == 200
+        with Web(small, console={"public_url": "https://ai.example"}).running() as web:
+            status, module = self.ask(web, "/dicomweb/studies", body=body)
+            assert status == 200
+            urls = [item["00081190"]["Value"][0] for item in json.loads(module)["00081199"]["Value"]]
+            assert all(url.startswith("https://ai.example/dicomweb/studies/") for url in urls)
 
 
 def test_what_there_is_not_is_said(web: Web, small: Bed) -> None:

@@ -166,6 +166,20 @@ def test_an_intake_that_cannot_open_an_association_lets_nobody_in(monkeypatch: p
                 assert rejection(assoc) == (2, 3, 1)
 
 
+def test_an_echo_does_not_need_the_database(tmp_path: Path) -> None:
+    database = Database(f"postgresql+psycopg://dicomai@{HOST}:{free_port()}/gone")
+    with capture_logs() as lines, node(Intake(Store(tmp_path), database, 60.0, 0)) as n:
+        for _ in range(2):
+            with associate(n.port, VERIFICATION) as assoc:
+                assert assoc.send_c_echo().Status == 0x0000
+            with associate(n.port, [*CT, *VERIFICATION]) as assoc:
+                assert rejection(assoc) == (2, 3, 1)
+    refused = [line for line in lines if "refused" in line["event"]]
+    assert [line["remedy"] for line in refused] == [
+        "The worklist database failed (OperationalError); check that it runs and has room."
+    ] * 2
+
+
 def test_the_limit_counts_open_associations_only() -> None:
     with node(max_associations=2) as n:
         with associate(n.port, CT) as first, associate(n.port, VERIFICATION) as second:

@@ -4,7 +4,7 @@ The upper layer that reads it here is ours, where pynetdicom has its own. Its te
 ones beside `TestFragments`, `TestBroken` and `TestEnds` below: of test_dul.py `test_recv_failure_aborts`,
 `test_recv_short_aborts`, `test_recv_missing_data`, `test_recv_bad_pdu_aborts`, `test_unknown_pdu_aborts` and
 `test_exception_in_reactor`, of test_transport.py `test_multiple_pdu_acc` and `test_split_pdu_windows`, of
-test_dimse_provider.py `test_invalid_message`.
+test_dimse_provider.py `test_invalid_message`. `python -m tests.upper_layer` runs all of the library's own with it.
 """
 
 import contextlib
