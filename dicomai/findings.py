@@ -1,11 +1,14 @@
 """Findings: what a model says of its input. Arrays and codes; no network, no DICOM objects."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.sr.coding import Code
+
+from dicomai.errors import InferenceError
 
 
 class Outcome(StrEnum):
@@ -83,3 +86,72 @@ class Findings:
     measurements: tuple[Measurement, ...]
     outcome: Outcome
     remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NumberedSegment:
+    """A segment that has voxels, with its number in the result.
+
+    Attributes:
+        number: Segment Number (0062,0004) in the segmentation object, from 1 without a gap.
+        layer: index of its layer in the findings.
+        segment: what it is; `segment.number` is its value in the layer's label map.
+        voxels: how many voxels it has.
+    """
+
+    number: int
+    layer: int
+    segment: Segment
+    voxels: int
+
+
+def found_segments(findings: Findings) -> tuple[NumberedSegment, ...]:
+    """Number the segments that have voxels: layer by layer, by their number in the label map.
+
+    Raises:
+        InferenceError: a label map has a value that no segment describes.
+    """
+    found: list[NumberedSegment] = []
+    for index, layer in enumerate(findings.layers):
+        sizes = _sizes(layer)
+        for segment in sorted(layer.segments, key=lambda segment: segment.number):
+            if segment.number < len(sizes) and sizes[segment.number]:
+                found.append(NumberedSegment(len(found) + 1, index, segment, int(sizes[segment.number])))
+                sizes[segment.number] = 0
+        if sizes[1:].any():
+            value = int(np.flatnonzero(sizes[1:])[0]) + 1
+            raise InferenceError(f"The label map has the value {value}, which no segment of the bundle describes.")
+    return tuple(found)
+
+
+def missing_segments(
+    findings: Findings, found: Sequence[NumberedSegment] | None = None
+) -> Iterator[tuple[int, Segment]]:
+    """Give the segments that were looked for and have no voxel, each with the index of its layer.
+
+    Args:
+        findings: what the model said.
+        found: what `found_segments` gave of it, where that is at hand: voxels are then not counted again.
+    """
+    numbered = found_segments(findings) if found is None else found
+    there = {(one.layer, one.segment.number) for one in numbered}
+    for index, layer in enumerate(findings.layers):
+        for segment in layer.segments:
+            if (index, segment.number) not in there:
+                yield index, segment
+
+
+def areas(layer: Layer) -> Iterator[NDArray[np.int64]]:
+    """Count the voxels of each value, slice by slice; those of 0 are not all counted.
+
+    `bincount` makes a copy of eight bytes per voxel: not of the whole volume, and not of rows that are empty.
+    """
+    longest = int(layer.labels.max(initial=0)) + 1
+    for plane in layer.labels:
+        rows = np.flatnonzero(plane.max(axis=1, initial=0))
+        shown = plane[rows[0] : rows[-1] + 1] if len(rows) else plane[:0]
+        yield np.bincount(shown.ravel(), minlength=longest)
+
+
+def _sizes(layer: Layer) -> NDArray[np.int64]:
+    return sum(areas(layer), start=np.zeros(1, dtype=np.int64))

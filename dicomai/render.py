@@ -4,9 +4,12 @@ A slice is shown as it is stored, never flipped or turned, so that an axial seri
 convention; letters at its edges say which side is which. Nothing that names the patient is drawn.
 """
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from textwrap import wrap
+from functools import cache
+from itertools import accumulate, groupby
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,25 +17,43 @@ from PIL import Image, ImageDraw, ImageFont
 from skimage.measure import find_contours
 
 from dicomai.errors import UnreadableError
-from dicomai.findings import Findings, Measurement, Segment
-from dicomai.outputs.common import found_segments, missing_segments
+from dicomai.findings import Findings, Measurement, Segment, found_segments, missing_segments
 from dicomai.stacks import attributes, number
 from dicomai.study import Frame
 from dicomai.volume import Volume
 
 MARK = "AI, unverified"
 
+YELLOW = (255, 214, 0)
+_WHITE, _GREY = (240, 240, 240), (170, 170, 170)
+
 _PANEL = 480  # pixels of a slice's longer side
 _GAP = 6
 _FINE = 3  # contours are drawn this much larger and then reduced, which smooths them
-_FONT = ImageFont.load_default(15)
-_LINE = 21
-_WHITE, _GREY, _YELLOW = (240, 240, 240), (170, 170, 170), (255, 214, 0)
+_SMALLEST_TEXT, _TEXT_OF_PANEL = 15, 32  # in pixels: at least, and this part of a slice's longer side
 _AXES = (("R", "L"), ("A", "P"), ("F", "H"))  # negative and positive direction of x, y, z in LPS (PS3.3 C.7.6.1.1.1)
 _ALONG = 0.25  # an axis that a direction has less of than this cosine is not named: within 15 degrees
 _PER_ROW = 4
+_COLUMN_LINES, _COLUMN_WIDTH = 8, 32  # a legend of more lines has columns of at least so many times the text's size
 
 _UNITS = {"1": "", "[hnsf'U]": "HU"}  # UCUM codes that people write in another way
+
+Color = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of text below the slices.
+
+    Attributes:
+        text: in words; it is broken where it is too long.
+        color: of the text.
+        swatch: colour of the square before it, where it explains a contour.
+    """
+
+    text: str
+    color: Color = _GREY
+    swatch: Color | None = None
 
 
 def montage(volume: Volume, findings: Findings, *, slices: int = 3, title: str = "") -> Image.Image:
@@ -48,17 +69,30 @@ def montage(volume: Volume, findings: Findings, *, slices: int = 3, title: str =
         An RGB image. Every slice bears 'AI, unverified', its orientation and its place.
     """
     chosen = choose_slices(findings, volume.shape[0], slices)
-    low, high = window(volume, chosen)
-    panels = [_panel(volume, findings, z, low, high) for z in chosen]
-    columns = min(len(panels), _PER_ROW)
+    shown = window(volume.array[list(chosen)], volume.frames[chosen[len(chosen) // 2]])
+    panels = [panel(volume, findings, z, shown, _PANEL) for z in chosen]
+    lines = [*([Line(title)] if title else []), *legend(findings)]
+    return compose(panels, lines, per_row=_PER_ROW, text=text_size(_PANEL))
+
+
+def compose(panels: Sequence[Image.Image], lines: Sequence[Line], *, per_row: int, text: int) -> Image.Image:
+    """Put slices of one size side by side, above lines of text.
+
+    Args:
+        panels: at least one.
+        lines: what stands below, in this order.
+        per_row: how many slices stand side by side at most.
+        text: size of the text, in pixels.
+    """
+    columns = min(len(panels), per_row)
     rows = -(-len(panels) // columns)
     width, height = panels[0].size
     total = columns * (width + _GAP) + _GAP
-    footer = _footer(findings, title, total)
+    footer = _footer(lines, total, text)
     picture = Image.new("RGB", (total, rows * (height + _GAP) + _GAP + footer.height))
-    for index, panel in enumerate(panels):
+    for index, one in enumerate(panels):
         row, column = divmod(index, columns)
-        picture.paste(panel, (_GAP + column * (width + _GAP), _GAP + row * (height + _GAP)))
+        picture.paste(one, (_GAP + column * (width + _GAP), _GAP + row * (height + _GAP)))
     picture.paste(footer, (0, picture.height - footer.height))
     return picture
 
@@ -84,19 +118,22 @@ def choose_slices(findings: Findings, depth: int, slices: int) -> tuple[int, ...
     return tuple(int(z) for z in np.unique(chosen))
 
 
-def window(volume: Volume, chosen: Sequence[int]) -> tuple[float, float]:
+def window(values: NDArray[Any], frame: Frame) -> tuple[float, float]:
     """Choose the values to show as black and as white.
 
     The image's own VOI window (PS3.3 C.11.2) where it shows something: some scanners write windows of no width, or
-    for other values. Else the range from the 1st to the 99.5th percentile of the chosen slices.
+    for other values. Else the range from the 1st to the 99.5th percentile.
+
+    Args:
+        values: what is shown, all slices of it.
+        frame: whose window counts.
     """
-    shown = volume.array[list(chosen)]
-    center, width = _voi(volume.frames[chosen[len(chosen) // 2]])
+    center, width = _voi(frame)
     if center is not None and width is not None and width >= 1:
         low, high = center - width / 2, center + width / 2
-        if np.mean((shown > low) & (shown < high)) > 0.05:
+        if np.mean((values > low) & (values < high)) > 0.05:
             return low, high
-    low, high = (float(value) for value in np.percentile(shown, (1, 99.5)))
+    low, high = (float(value) for value in np.percentile(values, (1, 99.5)))
     return (low, high) if high > low else (low, low + 1.0)
 
 
@@ -135,13 +172,22 @@ def _letters(direction: NDArray[np.float64]) -> str:
     return "".join(_AXES[axis][int(unit[axis] > 0)] for axis in by_size if abs(unit[axis]) > _ALONG)
 
 
-def _panel(volume: Volume, findings: Findings, z: int, low: float, high: float) -> Image.Image:
-    """Draw one slice in its true proportions."""
+def panel(volume: Volume, findings: Findings, z: int, shown: tuple[float, float], longer: int) -> Image.Image:
+    """Draw one slice in its true proportions, with the segments' contours, its orientation, its place and the mark.
+
+    Args:
+        volume: what was analysed.
+        findings: label maps of the volume's shape.
+        z: which slice.
+        shown: the values that are black and white, as `window` gives them.
+        longer: pixels of the slice's longer side; beside a narrow one the picture is black up to half of it.
+    """
+    low, high = shown
     grey = np.clip((volume.array[z].astype(np.float64) - low) / (high - low), 0, 1)
     if volume.frames[z].instance.header.get("PhotometricInterpretation") == "MONOCHROME1":
         grey = 1 - grey
-    scale = _scale(volume)
-    size = (round(grey.shape[1] * scale[0]), round(grey.shape[0] * scale[1]))
+    scale = _scale(volume, longer)
+    size = (max(1, round(grey.shape[1] * scale[0])), max(1, round(grey.shape[0] * scale[1])))
     picture = (
         Image.fromarray(np.rint(grey * 255).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC).convert("RGB")
     )
@@ -149,19 +195,31 @@ def _panel(volume: Volume, findings: Findings, z: int, low: float, high: float) 
     draw = ImageDraw.Draw(overlay)
     for color, line in _contours(findings, z):
         points = [tuple(point) for point in (line[:, ::-1] + 0.5) * scale * _FINE]
-        draw.line(points, fill=(*color, 255), width=2 * _FINE, joint="curve")
+        draw.line(points, fill=(*color, 255), width=max(2, longer // 256) * _FINE, joint="curve")
     reduced = overlay.reduce(_FINE)
     picture.paste(reduced.convert("RGB"), mask=reduced.getchannel("A"))
-    _label(picture, volume, z)
-    return picture
+    canvas = Image.new("RGB", (max(size[0], longer // 2), max(size[1], longer // 2)))
+    canvas.paste(picture, ((canvas.width - size[0]) // 2, (canvas.height - size[1]) // 2))
+    _label(canvas, volume, z, text_size(longer))
+    return canvas
 
 
-def _scale(volume: Volume) -> NDArray[np.float64]:
+def _scale(volume: Volume, longer: int) -> NDArray[np.float64]:
     """Give pixels of the picture per voxel along (x, y): the same number of pixels per mm along both."""
     _, rows, columns = volume.shape
     _, high, wide = volume.spacing
-    per_mm = _PANEL / max(rows * high, columns * wide)
+    per_mm = longer / max(rows * high, columns * wide)
     return np.asarray([wide * per_mm, high * per_mm])
+
+
+def text_size(longer: int) -> int:
+    """Give the size of text, in pixels, that is legible beside slices whose longer side has `longer` pixels."""
+    return max(_SMALLEST_TEXT, longer // _TEXT_OF_PANEL)
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
 
 
 def _contours(findings: Findings, z: int) -> Iterator[tuple[tuple[int, int, int], NDArray[np.float64]]]:
@@ -175,20 +233,22 @@ def _contours(findings: Findings, z: int) -> Iterator[tuple[tuple[int, int, int]
                     yield segment.color, line - 1
 
 
-def _label(picture: Image.Image, volume: Volume, z: int) -> None:
+def _label(picture: Image.Image, volume: Volume, z: int, size: int) -> None:
     """Write the orientation, the mark and the slice's place onto a slice."""
     side = edges(volume.affine)
     width, height = picture.size
+    place = _place(volume, z)
+    lift = 0 if _font(size).getlength(place) < width / 2 - 2 * size else 1.4 * size  # above the letter at the edge
     for text, at, anchor, color in (
         (side.left, (6, height / 2), "lm", _WHITE),
         (side.right, (width - 6, height / 2), "rm", _WHITE),
         (side.top, (width / 2, 6), "mt", _WHITE),
         (side.bottom, (width / 2, height - 6), "mb", _WHITE),
-        (MARK, (6, 6), "lt", _YELLOW),
-        (_place(volume, z), (6, height - 6), "lb", _GREY),
+        (MARK, (6, 6), "lt", YELLOW),
+        (place, (6, height - 6 - lift), "lb", _GREY),
     ):
         ImageDraw.Draw(picture).text(
-            at, text, fill=color, font=_FONT, anchor=anchor, stroke_width=2, stroke_fill=(0, 0, 0)
+            at, text, fill=color, font=_font(size), anchor=anchor, stroke_width=2, stroke_fill=(0, 0, 0)
         )
 
 
@@ -198,37 +258,81 @@ def _place(volume: Volume, z: int) -> str:
     center = volume.affine @ np.asarray([z, (rows - 1) / 2, (columns - 1) / 2, 1])
     normal = np.cross(volume.affine[:3, 2], volume.affine[:3, 1])
     axis = int(np.argmax(np.abs(normal)))
-    frame = volume.frames[z]
+    name = image_name(volume.frames[z])
+    return ", ".join([*([name] if name else []), f"{_AXES[axis][int(center[axis] > 0)]} {abs(center[axis]):.1f} mm"])
+
+
+def image_name(frame: Frame) -> str:
+    """Say which image of its series a slice is, such as 'Im 12'; empty where it does not say."""
     given = frame.number or frame.instance.header.get("InstanceNumber")
-    name = f"Im {given}, " if given is not None else ""
-    return f"{name}{_AXES[axis][int(center[axis] > 0)]} {abs(center[axis]):.1f} mm"
+    return f"Im {given}" if given is not None else ""
 
 
-def _footer(findings: Findings, title: str, width: int) -> Image.Image:
-    """Draw the legend: each segment's colour, label and numbers, then what a reader must know."""
-    entries: list[tuple[str, tuple[int, int, int] | None]] = [(title, None)] if title else []
-    entries += [*_legend(findings), *((remark, None) for remark in findings.remarks)]
-    lines = [
-        (part, color, _WHITE if color else _GREY, number_of_part > 0)
-        for text, color in entries
-        for number_of_part, part in enumerate(wrap(text, max(20, width // 8)))
-    ]
-    picture = Image.new("RGB", (width, _LINE * len(lines) + 2 * _GAP))
-    draw = ImageDraw.Draw(picture)
-    for index, (text, swatch, color, continued) in enumerate(lines):
-        top = _GAP + index * _LINE
-        if swatch is not None and not continued:
-            draw.rectangle((_GAP, top + 3, _GAP + 13, top + 15), fill=swatch)
-        draw.text((_GAP + (22 if swatch else 0), top), text, fill=color, font=_FONT, anchor="la")
+def legend(findings: Findings) -> Iterator[Line]:
+    """Give each segment's colour, label and numbers, then what was not found, then what a reader must know."""
+    found = found_segments(findings)
+    for segment in (one.segment for one in found):
+        text = f"{segment.label}  {_numbers_of(segment, findings.measurements)}".rstrip()
+        yield Line(text, _WHITE, segment.color)
+    for _, segment in missing_segments(findings, found):
+        yield Line(f"{segment.label}: looked for, not found", _WHITE, segment.color)
+    for remark in findings.remarks:
+        yield Line(remark, YELLOW)
+
+
+def _footer(lines: Sequence[Line], width: int, size: int) -> Image.Image:
+    """Draw lines of text below each other; those that explain contours in columns where they are many."""
+    blocks: list[list[Image.Image]] = []
+    for explains, group in groupby(lines, key=lambda line: line.swatch is not None):
+        block = list(group)
+        columns = min(-(-len(block) // _COLUMN_LINES), max(1, width // (_COLUMN_WIDTH * size))) if explains else 1
+        each = -(-len(block) // columns)
+        blocks.append([_column(block[at : at + each], width // columns, size) for at in range(0, len(block), each)])
+    heights = [max(column.height for column in block) for block in blocks]
+    picture = Image.new("RGB", (width, sum(heights) + 2 * _GAP))
+    for drawn, top in zip(blocks, accumulate(heights, initial=_GAP), strict=False):
+        for index, column in enumerate(drawn):
+            picture.paste(column, (index * column.width, top))
     return picture
 
 
-def _legend(findings: Findings) -> Iterator[tuple[str, tuple[int, int, int]]]:
-    for found in found_segments(findings):
-        segment = found.segment
-        yield f"{segment.label}  {_numbers_of(segment, findings.measurements)}".rstrip(), segment.color
-    for _, segment in missing_segments(findings):
-        yield f"{segment.label}: looked for, not found", segment.color
+def _column(lines: Sequence[Line], width: int, size: int) -> Image.Image:
+    font, pitch, indent = _font(size), round(1.4 * size), round(1.5 * size)
+    broken = [
+        (part, line, index == 0)
+        for line in lines
+        for index, part in enumerate(_broken(line.text, font, width - 2 * _GAP - indent))
+    ]
+    picture = Image.new("RGB", (width, pitch * len(broken)))
+    draw = ImageDraw.Draw(picture)
+    for index, (text, line, first) in enumerate(broken):
+        top = index * pitch
+        if line.swatch is not None and first:
+            draw.rectangle((_GAP, top + size // 5, _GAP + size - 2, top + size), fill=line.swatch)
+        draw.text((_GAP + (indent if line.swatch else 0), top), text, fill=line.color, font=font, anchor="la")
+    return picture
+
+
+def _broken(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> Iterator[str]:
+    """Break a text into lines of at most `width` pixels, between words, and inside of a word that is too long."""
+    line = ""
+    for word in _spelled(text).split(" "):
+        joined = f"{line} {word}" if line else word
+        if line and font.getlength(joined) > width:
+            yield line
+            joined = word
+        while len(joined) > 1 and font.getlength(joined) > width:
+            fits = next(n for n in range(len(joined) - 1, 0, -1) if n == 1 or font.getlength(joined[:n]) <= width)
+            yield joined[:fits]
+            joined = joined[fits:]
+        line = joined
+    yield line
+
+
+def _spelled(text: str) -> str:
+    """Spell a text in what the font has, which is ASCII: letters without their marks, and '?' where there is none."""
+    bare = (one for one in unicodedata.normalize("NFKD", text) if not unicodedata.combining(one))
+    return "".join(bare).encode("ascii", "replace").decode()
 
 
 def _numbers_of(segment: Segment, measurements: Sequence[Measurement]) -> str:

@@ -6,21 +6,25 @@ from pydicom.dataset import Dataset
 
 from dicomai.errors import ConfigurationError
 from dicomai.findings import Findings
-from dicomai.outputs import seg, sr
+from dicomai.outputs import keyimage, seg, sr
 from dicomai.outputs.common import encode
 from dicomai.outputs.header import restate
 from dicomai.outputs.provenance import Algorithm, Predecessor, Provenance, Sources
 
 __all__ = ["Algorithm", "Predecessor", "Provenance", "Sources", "build", "encode", "restate"]
 
-_BUILDERS: dict[str, Callable[[Findings, Sources, Provenance], Dataset | None]] = {"seg": seg.build, "sr": sr.build}
+_BUILDERS: dict[str, Callable[[Findings, Sources, Provenance], Dataset | None]] = {
+    "seg": seg.build,
+    "sr": sr.build,
+    "keyimage": keyimage.build,
+}
 
 
 def build(output: str, findings: Findings, sources: Sources, provenance: Provenance) -> Dataset | None:
     """Build one result object.
 
     Args:
-        output: 'seg' or 'sr', as in a route.
+        output: 'seg', 'sr' or 'keyimage', as in a route.
         findings: what the model said.
         sources: the images it looked at.
         provenance: who made it, and under which identifiers.
@@ -32,6 +36,8 @@ def build(output: str, findings: Findings, sources: Sources, provenance: Provena
         ConfigurationError: there is no such output.
         InferenceError: the findings do not fit the images.
         GeometryError: an image does not say where it lies.
+        UnreadableError: a key image's slices cannot be decoded.
+        StoreError: the storage did not give them.
         IdentityError: the newest instance lies in another study than the images.
     """
     if output not in _BUILDERS:

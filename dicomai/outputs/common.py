@@ -2,12 +2,10 @@
 
 import copy
 import io
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from pydicom import dcmwrite
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filewriter import correct_ambiguous_vr
@@ -18,7 +16,7 @@ from pydicom.valuerep import DSfloat
 
 from dicomai import IMPLEMENTATION_CLASS_UID
 from dicomai.errors import GeometryError, InferenceError
-from dicomai.findings import Findings, Layer, Segment
+from dicomai.findings import Findings, Segment
 from dicomai.outputs.header import restate, stamp, zone
 from dicomai.outputs.provenance import Provenance, Sources
 from dicomai.stacks import attributes, number, numbers
@@ -28,60 +26,6 @@ MANUFACTURER = "dicomai"
 MODEL_NAME = "dicomai"
 
 _LONGEST = 64  # characters of a Long String (PS3.5 6.2, VR LO)
-
-
-@dataclass(frozen=True, slots=True)
-class NumberedSegment:
-    """A segment that has voxels, with its number in the result.
-
-    Attributes:
-        number: Segment Number (0062,0004) in the segmentation object, from 1 without a gap.
-        layer: index of its layer in the findings.
-        segment: what it is; `segment.number` is its value in the layer's label map.
-        voxels: how many voxels it has.
-    """
-
-    number: int
-    layer: int
-    segment: Segment
-    voxels: int
-
-
-def found_segments(findings: Findings) -> tuple[NumberedSegment, ...]:
-    """Number the segments that have voxels: layer by layer, by their number in the label map.
-
-    Raises:
-        InferenceError: a label map has a value that no segment describes.
-    """
-    found: list[NumberedSegment] = []
-    for index, layer in enumerate(findings.layers):
-        sizes = _sizes(layer)
-        for segment in sorted(layer.segments, key=lambda segment: segment.number):
-            if segment.number < len(sizes) and sizes[segment.number]:
-                found.append(NumberedSegment(len(found) + 1, index, segment, int(sizes[segment.number])))
-                sizes[segment.number] = 0
-        if sizes[1:].any():
-            value = int(np.flatnonzero(sizes[1:])[0]) + 1
-            raise InferenceError(f"The label map has the value {value}, which no segment of the bundle describes.")
-    return tuple(found)
-
-
-def missing_segments(findings: Findings) -> Iterator[tuple[int, Segment]]:
-    """Give the segments that were looked for and have no voxel, each with the index of its layer."""
-    found = {(numbered.layer, numbered.segment.number) for numbered in found_segments(findings)}
-    for index, layer in enumerate(findings.layers):
-        for segment in layer.segments:
-            if (index, segment.number) not in found:
-                yield index, segment
-
-
-def _sizes(layer: Layer) -> NDArray[np.int64]:
-    """Count the voxels of each value, slice by slice: `bincount` makes a copy of eight bytes per voxel."""
-    longest = int(layer.labels.max(initial=0)) + 1
-    sizes = np.zeros(longest, dtype=np.int64)
-    for plane in layer.labels:
-        sizes += np.bincount(plane.ravel(), minlength=longest)
-    return sizes
 
 
 def tracking(provenance: Provenance, layer: int, segment: Segment) -> tuple[str, str]:
@@ -172,6 +116,32 @@ def code_item(code: Code) -> Dataset:
     if code.scheme_version:
         item.CodingSchemeVersion = code.scheme_version
     return item
+
+
+def check_shapes(findings: Findings, sources: Sources) -> None:
+    """Refuse label maps of another shape than the images.
+
+    Raises:
+        InferenceError: a label map lies on another grid.
+    """
+    header = sources.header
+    expected = (len(sources.frames), int(header.Rows), int(header.Columns))
+    for layer in findings.layers:
+        if layer.labels.shape != expected:
+            raise InferenceError(
+                f"The label map has the shape {layer.labels.shape} and the images have {expected}: it lies on another"
+                " grid."
+            )
+
+
+def say_lossy(made: Dataset, sources: Sources) -> None:
+    """Carry a loss in the sources' history on (PS3.3 C.7.6.1.1.5); once lossy, always lossy."""
+    if not sources.lossy:
+        return
+    made.LossyImageCompression = "01"
+    for keyword in ("LossyImageCompressionRatio", "LossyImageCompressionMethod"):
+        if sources.header.get(keyword):
+            carry(made, sources.header, keyword)
 
 
 def carry(made: Dataset, header: Dataset, keyword: str) -> None:

@@ -5,7 +5,6 @@ both are the source's own.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import highdicom as hd
 import numpy as np
@@ -15,19 +14,18 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, SegmentationStorage
 
-from dicomai.errors import InferenceError
-from dicomai.findings import Findings
+from dicomai.findings import Findings, NumberedSegment, found_segments
 from dicomai.outputs.common import (
     Geometry,
-    NumberedSegment,
     carry,
+    check_shapes,
     decimals,
     equipment,
     finish,
-    found_segments,
     geometry,
     tracking,
 )
+from dicomai.outputs.frames import PER_FRAME_FUNCTIONAL_GROUPS, describe, overlap, pack, presence
 from dicomai.outputs.provenance import Provenance, Sources
 
 SOP_CLASS_UID = SegmentationStorage
@@ -44,18 +42,54 @@ def build(findings: Findings, sources: Sources, provenance: Provenance) -> Datas
         sources: the images that the label maps lie on.
         provenance: who made it, and under which identifiers.
 
+    Returns:
+        The object; its per-frame functional groups are encoded until they are asked for, its pixels lie in a buffer.
+
     Raises:
         InferenceError: a label map has another shape than the images, or a value that is not described.
         GeometryError: an image does not say where it lies.
     """
-    _check_shapes(findings, sources)
+    check_shapes(findings, sources)
     found = found_segments(findings)
     if not found:
         return None
     place = geometry(sources)
-    made = Segmentation(
+    present = presence(findings, found)
+    made = _outline(present, found, sources, provenance, place)
+    made.Rows, made.Columns = sources.header.Rows, sources.header.Columns
+    made.SegmentsOverlap = "YES" if overlap(findings, found) else "NO"
+    planes = _refer(made, sources)
+    frames = [(row, plane) for row in range(len(found)) for plane, z in enumerate(planes) if present[row, z]]
+    made.NumberOfFrames = len(frames)
+    groups = describe(frames, made.PerFrameFunctionalGroupsSequence, several=len(found) > 1)
+    del made.PerFrameFunctionalGroupsSequence, made.PixelData
+    _name_dimensions(made, provenance)
+    _say_lossy(made, sources)
+    # Viewers sort by it. Laterality stays with the sources: in a segmentation validators take it for a fault.
+    if sources.header.get("BodyPartExamined"):
+        carry(made, sources.header, "BodyPartExamined")
+    whole = finish(made, sources, provenance, "seg")
+    # Only now: on its way `finish` would parse the groups that are encoded.
+    whole[PER_FRAME_FUNCTIONAL_GROUPS] = groups
+    masks = (_mask(findings, found[row], planes[plane]) for row, plane in frames)
+    whole.add(pack(masks, made.Rows * made.Columns))
+    return whole
+
+
+def _outline(
+    present: NDArray[np.bool_],
+    found: Sequence[NumberedSegment],
+    sources: Sources,
+    provenance: Provenance,
+    place: Geometry,
+) -> Segmentation:
+    """Let highdicom make the object, with all attributes but the frames: one for each plane that shows a segment.
+
+    Those have a single voxel, of the first segment: their functional groups say what every frame of the plane says.
+    """
+    return Segmentation(
         source_images=_stand_ins(sources, provenance, place),
-        pixel_array=_pixels(findings, found),
+        pixel_array=present.any(axis=0).astype(np.uint8).reshape(-1, 1, 1),
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=[_describe(numbered, provenance) for numbered in found],
         series_instance_uid=provenance.uid("seg", "series"),
@@ -68,47 +102,11 @@ def build(findings: Findings, sources: Sources, provenance: Provenance) -> Datas
         transfer_syntax_uid=ExplicitVRLittleEndian,
         **equipment(provenance),
     )
-    _refer(made, sources)
-    _name_dimensions(made, provenance)
-    _say_lossy(made, sources)
-    # Viewers sort by it. Laterality stays with the sources: in a segmentation validators take it for a fault.
-    if sources.header.get("BodyPartExamined"):
-        carry(made, sources.header, "BodyPartExamined")
-    return finish(made, sources, provenance, "seg")
 
 
-def _check_shapes(findings: Findings, sources: Sources) -> None:
-    header = sources.header
-    expected = (len(sources.frames), int(header.Rows), int(header.Columns))
-    for layer in findings.layers:
-        if layer.labels.shape != expected:
-            raise InferenceError(
-                f"The label map has the shape {layer.labels.shape} and the images have {expected}: it lies on another"
-                " grid."
-            )
-
-
-def _pixels(findings: Findings, found: Sequence[NumberedSegment]) -> NDArray[Any]:
-    """Give one label map (z, y, x) of the numbers in the result, or (z, y, x, segment) where layers overlap."""
-    maps = []
-    for index, layer in enumerate(findings.layers):
-        numbers = {one.segment.number: one.number for one in found if one.layer == index}
-        if all(value == number for value, number in numbers.items()):
-            maps.append(layer.labels)
-            continue
-        table = np.zeros(max(numbers) + 1, dtype=np.min_scalar_type(len(found)))
-        for value, number in numbers.items():
-            table[value] = number
-        maps.append(table[layer.labels])
-    used = [maps[index] for index in sorted({one.layer for one in found})]
-    if len(used) == 1:
-        return used[0]
-    merged = np.zeros(used[0].shape, dtype=np.min_scalar_type(len(found)))
-    for numbers_of_layer in used:
-        if np.logical_and(merged, numbers_of_layer).any():
-            return np.stack([maps[one.layer] == one.number for one in found], axis=-1).astype(np.uint8)
-        merged |= numbers_of_layer.astype(merged.dtype)
-    return merged
+def _mask(findings: Findings, one: NumberedSegment, z: int) -> NDArray[np.bool_]:
+    """Give the voxels of a segment in a slice, shape (y, x)."""
+    return np.asarray(findings.layers[one.layer].labels[z] == one.segment.number)
 
 
 def _describe(numbered: NumberedSegment, provenance: Provenance) -> SegmentDescription:
@@ -141,22 +139,23 @@ def _stand_ins(sources: Sources, provenance: Provenance, place: Geometry) -> lis
     So a source of any class, with any number of frames and with attributes that break the standard, can be built on.
     `_refer` puts the real references in; `finish` the patient and the study.
     """
+    shared = Dataset()
+    shared.SOPClassUID, shared.StudyInstanceUID, shared.SeriesInstanceUID = MRImageStorage, "1.1", "1.2"
+    shared.PatientID = shared.PatientName = shared.PatientBirthDate = shared.PatientSex = None
+    shared.AccessionNumber = shared.StudyID = shared.StudyDate = shared.StudyTime = None
+    shared.Modality, shared.Rows, shared.Columns = "MR", 1, 1
     frame_of_reference = sources.header.get("FrameOfReferenceUID") or provenance.uid("seg", "frame of reference")
+    shared.FrameOfReferenceUID, shared.PositionReferenceIndicator = str(frame_of_reference), None
+    shared.ImageOrientationPatient = decimals(place.orientation)
+    shared.PixelSpacing = decimals(place.pixel_spacing)
+    (shared.SliceThickness,) = decimals((place.slice_thickness,))
+    if place.spacing is not None:  # by positions: what the header says of it is often wrong
+        (shared.SpacingBetweenSlices,) = decimals((place.spacing,))
     made = []
     for index, position in enumerate(place.positions):
         ds = Dataset()
-        ds.SOPClassUID, ds.SOPInstanceUID = MRImageStorage, _stand_in_uid(index)
-        ds.StudyInstanceUID, ds.SeriesInstanceUID = "1.1", "1.2"
-        ds.PatientID = ds.PatientName = ds.PatientBirthDate = ds.PatientSex = None
-        ds.AccessionNumber = ds.StudyID = ds.StudyDate = ds.StudyTime = None
-        ds.Modality, ds.Rows, ds.Columns = "MR", sources.header.Rows, sources.header.Columns
-        ds.FrameOfReferenceUID, ds.PositionReferenceIndicator = str(frame_of_reference), None
-        ds.ImageOrientationPatient = decimals(place.orientation)
-        ds.ImagePositionPatient = decimals(position)
-        ds.PixelSpacing = decimals(place.pixel_spacing)
-        (ds.SliceThickness,) = decimals((place.slice_thickness,))
-        if place.spacing is not None:  # by positions: what the header says of it is often wrong
-            (ds.SpacingBetweenSlices,) = decimals((place.spacing,))
+        ds.update(shared)
+        ds.SOPInstanceUID, ds.ImagePositionPatient = _stand_in_uid(index), decimals(position)
         made.append(ds)
     return made
 
@@ -165,26 +164,29 @@ def _stand_in_uid(index: int) -> str:
     return f"1.3.{index}"
 
 
-def _refer(made: Dataset, sources: Sources) -> None:
-    """Put the real source images and frame numbers in place of those that stood for them (PS3.3 C.7.6.16.2.6)."""
-    by_stand_in = {_stand_in_uid(index): frame for index, frame in enumerate(sources.frames)}
-    images = {
-        id(image): image  # the segments of a slice share one item
-        for groups in made.PerFrameFunctionalGroupsSequence
-        for derivation in groups.DerivationImageSequence
-        for image in derivation.SourceImageSequence
-    }
-    for image in images.values():
-        frame = by_stand_in[image.ReferencedSOPInstanceUID]
+def _refer(made: Dataset, sources: Sources) -> list[int]:
+    """Put the real source images and frame numbers in place of those that stood for them (PS3.3 C.7.6.16.2.6).
+
+    Returns:
+        For each plane of `made` the index of its slice.
+    """
+    by_stand_in = {_stand_in_uid(z): z for z in range(len(sources.frames))}
+    planes = []
+    for groups in made.PerFrameFunctionalGroupsSequence:
+        image = groups.DerivationImageSequence[0].SourceImageSequence[0]
+        planes.append(by_stand_in[image.ReferencedSOPInstanceUID])
+        frame = sources.frames[planes[-1]]
         image.ReferencedSOPClassUID = frame.instance.sop_class_uid
         image.ReferencedSOPInstanceUID = frame.instance.sop_instance_uid
         if frame.number is not None:
             image.ReferencedFrameNumber = frame.number
-    made.SourceImageSequence = _instances(sources)
+    instances = _instances(sources)
+    made.SourceImageSequence = instances
     series = Dataset()
     series.SeriesInstanceUID = sources.header.SeriesInstanceUID
-    series.ReferencedInstanceSequence = _instances(sources)
+    series.ReferencedInstanceSequence = instances
     made.ReferencedSeriesSequence = [series]
+    return planes
 
 
 def _instances(sources: Sources) -> list[Dataset]:

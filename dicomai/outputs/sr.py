@@ -37,17 +37,14 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import Comprehensive3DSRStorage
 
-from dicomai.findings import Findings, Outcome, Segment
+from dicomai.findings import Findings, NumberedSegment, Outcome, Segment, found_segments, missing_segments
 from dicomai.outputs import seg
 from dicomai.outputs.common import (
     MANUFACTURER,
     MODEL_NAME,
-    NumberedSegment,
     equipment,
     finish,
-    found_segments,
     geometry,
-    missing_segments,
     tracking,
 )
 from dicomai.outputs.provenance import Predecessor, Provenance, Sources
@@ -93,6 +90,8 @@ def build(findings: Findings, sources: Sources, provenance: Provenance) -> Datas
     content.append(_evaluations(findings, provenance))
     _separate(report[0])
     evidence = [*_evidence(sources), *([_segmentation(sources, provenance)] if with_seg else [])]
+    # highdicom would copy all of the content twice and walk it twice: it gets the observer only.
+    report[0].ContentSequence = ContentSequence(list(content)[:1])
     made = Comprehensive3DSR(
         evidence=evidence,
         content=report,
@@ -106,6 +105,7 @@ def build(findings: Findings, sources: Sources, provenance: Provenance) -> Datas
         previous_versions=_previous(provenance.supersedes),
         **equipment(provenance),
     )
+    made.ContentSequence = content
     return finish(made, sources, provenance, "sr")
 
 

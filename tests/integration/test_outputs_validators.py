@@ -49,6 +49,19 @@ def lossy() -> list[FileDataset]:
     )
 
 
+def in_any_order() -> list[FileDataset]:
+    """Make inverted images of 8 bit, listed neither up nor down, whose voxels are longer than wide."""
+    array = synthetic.pattern((6, 12, 14)).astype(np.uint8)
+    made = synthetic.series(
+        modality="MR",
+        array=array,
+        spacing=(3.0, 1.7, 0.6),
+        orientation="sagittal",
+        PhotometricInterpretation="MONOCHROME1",
+    )
+    return [made[z] for z in (3, 0, 5, 1, 4, 2)]
+
+
 def orientation(name: str, **changes: Any) -> Callable[[], list[FileDataset]]:
     """Make a maker of a series in one orientation."""
     return lambda: synthetic.series(shape=(6, 12, 14), spacing=(3.0, 0.8, 0.6), orientation=name, **changes)
@@ -65,6 +78,7 @@ CASES: dict[str, Callable[[], list[FileDataset]]] = {
     "multi-frame": lambda: [synthetic.enhanced(shape=(6, 12, 14), orientation="coronal")],
     "multi-frame CT": lambda: [synthetic.enhanced(modality="CT", shape=(6, 12, 14))],
     "one slice": lambda: synthetic.series(shape=(1, 12, 14)),
+    "8 bit MONOCHROME1, in any order": in_any_order,
     "odd UIDs": odd_uids,
     "lossy": lossy,
     "paired part": orientation("axial", BodyPartExamined="KNEE", Laterality="L"),
@@ -143,8 +157,8 @@ def nrrd(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
     return voxels, affine
 
 
-def dcmqi_label_map(path: Path, sources: Sources, folder: Path) -> NDArray[np.uint8]:
-    """Let dcmqi read a segmentation; give what it found on the sources' grid, (z, y, x)."""
+def dcmqi_masks(path: Path, sources: Sources, folder: Path) -> dict[int, NDArray[np.bool_]]:
+    """Let dcmqi read a segmentation; give what it found of each segment on the sources' grid, (z, y, x)."""
     folder.mkdir()
     run("segimage2itkimage", "--inputDICOM", path, "--outputDirectory", folder, "-t", "nrrd")
     place = geometry(sources)
@@ -152,8 +166,9 @@ def dcmqi_label_map(path: Path, sources: Sources, folder: Path) -> NDArray[np.ui
     normal = np.cross(row, column)
     corners = np.asarray(place.positions)
     header = sources.header
-    labels = np.zeros((len(corners), header.Rows, header.Columns), dtype=np.uint8)
+    masks = {}
     for number, image in enumerate(sorted(folder.glob("*.nrrd"), key=lambda one: int(one.stem)), 1):
+        masks[number] = np.zeros((len(corners), header.Rows, header.Columns), dtype=bool)
         voxels, affine = nrrd(image)
         for index in np.argwhere(voxels):
             point = (affine @ [*index, 1])[:3]
@@ -163,8 +178,14 @@ def dcmqi_label_map(path: Path, sources: Sources, folder: Path) -> NDArray[np.ui
             assert abs(x - round(x)) < 1e-3
             assert abs(y - round(y)) < 1e-3
             assert abs(away @ normal) < 0.02 * (place.spacing or 1)
-            labels[z, round(y), round(x)] = number
-    return labels
+            masks[number][z, round(y), round(x)] = True
+    return masks
+
+
+def dcmqi_label_map(path: Path, sources: Sources, folder: Path) -> NDArray[np.uint8]:
+    """Let dcmqi read a segmentation whose segments do not overlap; give one map of their numbers, (z, y, x)."""
+    masks = dcmqi_masks(path, sources, folder)
+    return np.asarray(sum(number * mask.astype(np.uint8) for number, mask in masks.items()), dtype=np.uint8)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -205,6 +226,28 @@ def test_several_segments_and_a_report_that_replaces_another(tmp_path: Path) -> 
     run("tid1500reader", "--inputDICOM", paths["sr"], "--outputMetadata", reported)
     groups = json.loads(reported.read_text(encoding="utf-8"))["Measurements"]
     assert [group["TrackingIdentifier"].split(": ")[1] for group in groups] == ["Left", "Right", "Tumour"]
+
+
+@pytest.mark.parametrize("multi_frame", [False, True])
+def test_overlapping_segments(multi_frame: bool, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    make = synthetic.enhanced if multi_frame else synthetic.series
+    made = make(shape=(5, 9, 11), spacing=(3.0, 1.7, 0.6), orientation="oblique")
+    synthetic.write([made] if isinstance(made, FileDataset) else made, images)
+    sources = results.sources(read(images))
+    organ, lesions = results.ball((5, 9, 11), value=2), np.zeros((5, 9, 11), np.uint8)
+    lesions[3, 2:7, 4:8] = 1  # in one slice only, where the organ lies too
+    lesions[1, 8, 10] = lesions[4, 0, 0] = 3  # single voxels with nothing between
+    segments = [results.segment(number, f"Part {number}") for number in (1, 2, 3)]
+    ds = build("seg", results.findings(organ, lesions, segments=segments), sources, results.provenance())
+    assert ds is not None
+    path = tmp_path / "seg.dcm"
+    path.write_bytes(encode(ds))
+    assert faults(path, images) == set()
+    masks = dcmqi_masks(path, sources, tmp_path / "dcmqi")
+    assert len(masks) == 3
+    for number, truth in enumerate((organ == 2, lesions == 1, lesions == 3), 1):
+        np.testing.assert_array_equal(masks[number], truth)
 
 
 @pytest.mark.slow

@@ -57,7 +57,7 @@ def read(data: bytes) -> Dataset:
     return pydicom.dcmread(io.BytesIO(data))
 
 
-@pytest.mark.parametrize("output", ["seg", "sr"])
+@pytest.mark.parametrize("output", ["seg", "sr", "keyimage"])
 @pytest.mark.parametrize("case", NAMES)
 def test_patient_is_named_in_the_result_as_in_the_source(case: str, output: str) -> None:
     character_set, name = NAMES[case]
@@ -101,7 +101,7 @@ def walk(ds: Dataset) -> list[Dataset]:
     return [ds, *(inner for item in ds.get("ContentSequence") or () for inner in walk(item))]
 
 
-@pytest.mark.parametrize("output", ["seg", "sr"])
+@pytest.mark.parametrize("output", ["seg", "sr", "keyimage"])
 def test_attributes_that_break_the_standard_are_copied_as_received(output: str) -> None:
     odd = {
         0x00100020: b"AN ID OF FAR MORE THAN THE SIXTY-FOUR CHARACTERS THAT A LONG STRING MAY HAVE",
@@ -120,7 +120,7 @@ def test_attributes_that_break_the_standard_are_copied_as_received(output: str) 
         assert ds.get_item(tag).value == value, hex(tag)
 
 
-@pytest.mark.parametrize("output", ["seg", "sr"])
+@pytest.mark.parametrize("output", ["seg", "sr", "keyimage"])
 def test_an_optional_value_without_the_form_of_its_vr_is_left_out(output: str) -> None:
     made = images()
     for ds in made:
@@ -161,7 +161,7 @@ def test_source_in_implicit_vr_gives_the_same_attributes() -> None:
     assert ds.ReferencedStudySequence[0].ReferencedSOPInstanceUID == "1.2.3"
 
 
-@pytest.mark.parametrize("output", ["seg", "sr"])
+@pytest.mark.parametrize("output", ["seg", "sr", "keyimage"])
 def test_patient_and_study_come_from_the_newest_instance(output: str) -> None:
     made = images()
     corrected = images(study_uid=made[0].StudyInstanceUID, PatientName="Right^Name", PatientID="7",
@@ -199,7 +199,7 @@ def test_type_2_attributes_are_there_if_only_empty() -> None:
         assert ds[keyword].is_empty
 
 
-@pytest.mark.parametrize("output", ["seg", "sr"])
+@pytest.mark.parametrize("output", ["seg", "sr", "keyimage"])
 def test_restating_the_same_patient_changes_no_byte(output: str) -> None:
     for character_set, name in NAMES.values():
         given_set = character_set.split("\\") if character_set and "\\" in character_set else character_set
@@ -245,7 +245,7 @@ def test_result_does_not_follow_its_images_into_another_study() -> None:
         ({"TimezoneOffsetFromUTC": "JST"}, "Asia/Tokyo", (None, "20260101", "083015")),
     ],
 )
-@pytest.mark.parametrize("output", ["seg", "sr"])
+@pytest.mark.parametrize("output", ["seg", "sr", "keyimage"])
 def test_times_are_in_the_sources_zone(
     output: str, attributes: dict[str, str], zone: str, expected: tuple[str | None, str, str]
 ) -> None:

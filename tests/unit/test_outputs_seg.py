@@ -8,8 +8,6 @@ import highdicom as hd
 import numpy as np
 import pydicom
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
@@ -42,78 +40,6 @@ def label_maps(ds: Dataset, sources: Sources) -> dict[int, NDArray[np.bool_]]:
         identified = groups.get("SegmentIdentificationSequence") or shared.SegmentIdentificationSequence
         masks[identified[0].ReferencedSegmentNumber][z] = plane
     return masks
-
-
-def voxels_in_space(ds: Dataset) -> NDArray[np.float64]:
-    """Give the LPS position of every voxel of a segmentation, by the planes' positions, sorted."""
-    shared = ds.SharedFunctionalGroupsSequence[0]
-    cosines = np.asarray(shared.PlaneOrientationSequence[0].ImageOrientationPatient, float)
-    rows, columns = map(float, shared.PixelMeasuresSequence[0].PixelSpacing)
-    found = []
-    for groups, plane in zip(
-        ds.PerFrameFunctionalGroupsSequence, ds.pixel_array.reshape(-1, ds.Rows, ds.Columns), strict=True
-    ):
-        corner = np.asarray(groups.PlanePositionSequence[0].ImagePositionPatient, float)
-        for y, x in np.argwhere(plane):
-            found.append(corner + cosines[:3] * columns * x + cosines[3:] * rows * y)
-    return np.asarray(sorted(map(tuple, found)))
-
-
-def expected_in_space(labels: NDArray[Any], sources: Sources) -> NDArray[np.float64]:
-    """Give the same of a label map, by the source images' own attributes."""
-    found = []
-    for z, y, x in np.argwhere(labels):
-        header = sources.frames[z].instance.header
-        cosines = np.asarray(header.ImageOrientationPatient, float)
-        rows, columns = map(float, header.PixelSpacing)
-        corner = np.asarray(header.ImagePositionPatient, float)
-        found.append(corner + cosines[:3] * columns * x + cosines[3:] * rows * y)
-    return np.asarray(sorted(map(tuple, found)))
-
-
-@settings(max_examples=25, deadline=None)
-@given(
-    data=st.data(),
-    orientation=st.sampled_from(sorted(synthetic.ORIENTATIONS)),
-    reverse=st.booleans(),
-    jitter=st.booleans(),
-    shape=st.tuples(st.integers(2, 6), st.integers(3, 9), st.integers(3, 9)),
-    seed=st.integers(0, 2**32 - 1),
-)
-def test_label_map_comes_back_exactly(
-    data: st.DataObject,
-    orientation: str,
-    reverse: bool,
-    jitter: bool,
-    shape: tuple[int, int, int],
-    seed: int,
-) -> None:
-    random = np.random.default_rng(seed)
-    positions = np.arange(shape[0]) * 7.0
-    if jitter:
-        positions = positions + random.uniform(-0.035, 0.035, shape[0])
-    images = synthetic.series(shape=shape, orientation=orientation, positions=positions, reverse=reverse)
-    order = data.draw(st.permutations(range(shape[0])))
-    sources = results.sources(synthetic.instances([images[z] for z in order]))
-    labels = random.integers(0, 4, shape).astype(np.uint8)
-    labels[0, 0, 0] = 2
-    segments = [results.segment(number, f"Part {number}") for number in (1, 2, 3)]
-    ds = built(results.findings(labels, segments=segments), sources)
-    masks = label_maps(ds, sources)
-    described = {int(item.SegmentNumber): item.SegmentLabel for item in ds.SegmentSequence}
-    assert sorted(described.values()) == [f"Part {value}" for value in np.unique(labels[labels > 0])]
-    for number, label in described.items():
-        np.testing.assert_array_equal(masks[number], labels == int(label[-1]))
-    np.testing.assert_allclose(voxels_in_space(ds), expected_in_space(labels, sources), atol=1e-6)
-
-
-def test_highdicom_reads_the_same_volume() -> None:
-    sources = results.sources(synthetic.instances(synthetic.series(shape=(6, 12, 14), orientation="sagittal")))
-    labels = results.ball((6, 12, 14))
-    read = hd.seg.Segmentation.from_dataset(built(results.findings(labels), sources))
-    uids = [frame.instance.sop_instance_uid for frame in sources.frames]
-    pixels = read.get_pixels_by_source_instance(uids, combine_segments=True, assert_missing_frames_are_empty=True)
-    np.testing.assert_array_equal(pixels, labels)
 
 
 def test_enhanced_multi_frame_source_is_referred_to_by_frame() -> None:

@@ -133,15 +133,17 @@ def test_slices_are_chosen_where_the_mask_is() -> None:
 def test_window_is_the_images_own_where_it_shows_something() -> None:
     array = synthetic.pattern((5, 40, 40))
     good = of(array=array, WindowCenter="40", WindowWidth="400")
-    assert window(good, (2,)) == (-160, 240)
+    assert window(good.array[2], good.frames[2]) == (-160, 240)
     own = tuple(np.percentile(good.array[2], (1, 99.5)))
     for center, width in (("0", "0"), ("30000", "10"), (None, None)):
-        assert window(of(array=array, WindowCenter=center, WindowWidth=width), (2,)) == own
+        other = of(array=array, WindowCenter=center, WindowWidth=width)
+        assert window(other.array[2], other.frames[2]) == own
 
 
 def test_window_of_a_multi_frame_image_is_its_frames() -> None:
     image = synthetic.enhanced(shape=(5, 40, 40))
-    assert window(volume([image]), (2,)) == (0, 4096)
+    frames = volume([image])
+    assert window(frames.array[2], frames.frames[2]) == (0, 4096)
 
 
 def test_monochrome1_is_shown_as_people_see_it() -> None:

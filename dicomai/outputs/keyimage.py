@@ -1,0 +1,214 @@
+"""Key image: the slices that matter as one colour picture, for a PACS that shows nothing else.
+
+Secondary Capture (PS3.3 A.8.1), RGB, 8 bits: every PACS shows it. Slices are drawn as they are stored, with contours, a
+legend with the numbers, and 'AI, unverified' burned in. A segmentation and a report say the same to more capable
+viewers; this picture is for the eye: it has no pixel spacing, so that nobody measures on it.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from highdicom.sc import SCImage
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.uid import SecondaryCaptureImageStorage
+
+from dicomai import pixels, render
+from dicomai.findings import Findings
+from dicomai.outputs.common import (
+    Geometry,
+    carry,
+    check_shapes,
+    code_item,
+    equipment,
+    finish,
+    geometry,
+    say_lossy,
+)
+from dicomai.outputs.provenance import Provenance, Sources
+from dicomai.volume import Volume
+
+SOP_CLASS_UID = SecondaryCaptureImageStorage
+
+MOST = 6
+"""How many slices a key image has at most."""
+
+_FEWEST = 3  # so many where fewer would show every segment: one slice alone says little of a large structure
+_SMALL, _LARGE = 512, 1024  # pixels of a slice's longer side: smaller ones are enlarged, larger ones reduced
+_THREADS = 2
+
+
+def build(findings: Findings, sources: Sources, provenance: Provenance) -> Dataset:
+    """Draw the slices that matter and encode the picture as a Secondary Capture image.
+
+    Where nothing was found, the picture is the middle slice, and the legend says what was looked for.
+
+    Args:
+        findings: label maps of shape (z, y, x), z as in `sources.frames`.
+        sources: the images that the label maps lie on; their pixel data is read again, of the slices shown.
+        provenance: who made it, and under which identifiers.
+
+    Raises:
+        InferenceError: a label map has another shape than the images, or a value that is not described.
+        GeometryError: an image does not say where it lies.
+        UnreadableError: pixel data cannot be decoded.
+        StoreError: the storage did not give an instance.
+    """
+    check_shapes(findings, sources)
+    counted = areas(findings)
+    chosen = choose_slices(counted, len(sources.frames))
+    made = SCImage(
+        pixel_array=_picture(findings, sources, provenance, chosen, _hidden(findings, sources, counted, chosen)),
+        photometric_interpretation="RGB",
+        bits_allocated=8,
+        coordinate_system="PATIENT",
+        patient_orientation=("L", "P"),  # takes one letter only; the real one follows
+        study_instance_uid="1.1",  # `finish` puts the patient and the study in
+        series_instance_uid=provenance.uid("keyimage", "series"),
+        series_number=provenance.series_number("keyimage"),
+        sop_instance_uid=provenance.uid("keyimage", "instance"),
+        instance_number=1,
+        **equipment(provenance),
+    )
+    side = render.edges(_affine(geometry(sources), chosen[0]))
+    made.PatientOrientation = [side.right, side.bottom]
+    made.ConversionType = "WSD"
+    # Of the clock and without a zone: the content's date and time say it.
+    del made.DateOfSecondaryCapture, made.TimeOfSecondaryCapture
+    made.BurnedInAnnotation = "YES"
+    made.ImageComments = f"{render.MARK}: {provenance.algorithm.name} {provenance.algorithm.version}"
+    _refer(made, sources, chosen)
+    say_lossy(made, sources)
+    for keyword in ("BodyPartExamined", "Laterality"):
+        if sources.header.get(keyword):
+            carry(made, sources.header, keyword)
+    return finish(made, sources, provenance, "keyimage")
+
+
+Areas = Mapping[tuple[int, int], NDArray[np.int64]]
+"""Voxels in each slice of each segment that has some, by the index of its layer and its number there."""
+
+
+def areas(findings: Findings) -> Areas:
+    """Count the voxels of each segment in each slice."""
+    counted: dict[tuple[int, int], NDArray[np.int64]] = {}
+    for index, layer in enumerate(findings.layers):
+        longest = int(layer.labels.max(initial=0)) + 1
+        table = np.stack([np.bincount(plane.ravel(), minlength=longest) for plane in layer.labels])
+        counted |= {(index, int(value)): table[:, value] for value in np.flatnonzero(table.any(axis=0)) if value}
+    return counted
+
+
+def choose_slices(areas: Areas, depth: int, most: int = MOST) -> tuple[int, ...]:
+    """Choose the slices to show: of each segment the one of its largest area, as far as they are not too many.
+
+    Where they are, those that are so for most segments come first. Where they are fewer than three, others that
+    segments lie on are added; where nothing was segmented, it is the middle slice.
+
+    Args:
+        areas: as `areas` counts them.
+        depth: how many slices there are.
+        most: the most slices to give.
+
+    Returns:
+        Indices of slices, ascending; at least one.
+    """
+    if not areas:
+        return ((depth - 1) // 2,)
+    wanted = Counter(int(np.argmax(area)) for area in areas.values())
+    chosen = {z for z, _ in wanted.most_common(most)}
+    filled = np.flatnonzero(np.any(list(areas.values()), axis=0))
+    for place in (0.25, 0.75, 0.5):
+        if len(chosen) < min(_FEWEST, most):
+            chosen.add(int(filled[round(place * (len(filled) - 1))]))
+    return tuple(sorted(chosen))
+
+
+def _hidden(findings: Findings, sources: Sources, areas: Areas, chosen: Sequence[int]) -> str:
+    """Name the segments that are on none of the slices shown, each with the image of its largest area."""
+    names = []
+    for (index, value), area in areas.items():
+        label = next((one.label for one in findings.layers[index].segments if one.number == value), None)
+        if label is not None and not area[list(chosen)].any():
+            image = render.image_name(sources.frames[int(np.argmax(area))])
+            names.append(f"{label} ({image})" if image else label)
+    return ", ".join(names)
+
+
+def _picture(
+    findings: Findings, sources: Sources, provenance: Provenance, chosen: Sequence[int], hidden: str
+) -> NDArray[np.uint8]:
+    """Draw the slices and what stands below them; shape (rows, columns, 3)."""
+    place = geometry(sources)
+    frames = [sources.frames[z] for z in chosen]
+    values = pixels.decode(frames, _THREADS)
+    longer = _longer_side(sources, place)
+    panels = []
+    for z, frame, plane in zip(chosen, frames, values, strict=True):
+        single = Volume(plane[np.newaxis], _affine(place, z), (frame,), sources.lossy)
+        layers = tuple(replace(layer, labels=layer.labels[z : z + 1]) for layer in findings.layers)
+        panels.append(render.panel(single, replace(findings, layers=layers), 0, render.window(values, frame), longer))
+    lines = [*_lines(findings, sources, provenance, hidden)]
+    per_row = 2 if len(panels) == 4 else 3
+    return np.asarray(render.compose(panels, lines, per_row=per_row, text=render.text_size(longer)))
+
+
+def _lines(findings: Findings, sources: Sources, provenance: Provenance, hidden: str) -> Iterator[render.Line]:
+    """Give what stands below the slices: who made it, the legend, and what the picture does not show."""
+    algorithm = provenance.algorithm
+    series_number = sources.header.get("SeriesNumber")
+    of = f", of series {series_number}" if series_number is not None else ""
+    yield render.Line(f"{render.MARK}: {algorithm.name} {algorithm.version}{of}", render.YELLOW)
+    yield from render.legend(findings)
+    if hidden:
+        yield render.Line(f"Found, but on none of these slices: {hidden}.")
+    predecessor = provenance.predecessor("keyimage")
+    if predecessor is not None:
+        yield render.Line(f"This picture replaces the one in series {predecessor.series_number}.")
+
+
+def _longer_side(sources: Sources, place: Geometry) -> int:
+    """Give the pixels of a slice's longer side: a whole number per voxel where slices are small."""
+    rows, columns = int(sources.header.Rows), int(sources.header.Columns)
+    finest = min(place.pixel_spacing)
+    native = round(max(rows * place.pixel_spacing[0], columns * place.pixel_spacing[1]) / finest)
+    return min(native * -(-_SMALL // native), _LARGE)
+
+
+def _affine(place: Geometry, z: int) -> NDArray[np.float64]:
+    """Give the affine of a slice as if it were a volume of its own: an index (0, y, x, 1) to LPS in mm."""
+    right, down = np.asarray(place.orientation[:3]), np.asarray(place.orientation[3:])
+    affine = np.eye(4)
+    affine[:3, 0] = np.cross(right, down) * place.slice_thickness
+    affine[:3, 1] = down * place.pixel_spacing[0]
+    affine[:3, 2] = right * place.pixel_spacing[1]
+    affine[:3, 3] = place.positions[z]
+    return affine
+
+
+def _refer(made: Dataset, sources: Sources, chosen: Sequence[int]) -> None:
+    """Name the slices that are shown, and how the picture came from them (PS3.3 C.7.6.1.1.3, C.7.6.1.1.4)."""
+    made.DerivationDescription = "Slices with the contours of segments drawn on them, side by side"
+    made.DerivationCodeSequence = [
+        code_item(codes.cid7203.SegmentationImageDerivation),
+        code_item(codes.cid7203.SpatiallyRelatedFramesExtractedFromTheVolume),
+    ]
+    shown: dict[str, list[int]] = {}
+    for frame in (sources.frames[z] for z in chosen):
+        numbers = shown.setdefault(frame.instance.sop_instance_uid, [])
+        numbers += [frame.number] if frame.number is not None else []
+    made.SourceImageSequence = []
+    for instance in sources.instances:
+        if instance.sop_instance_uid in shown:
+            item = Dataset()
+            item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = (
+                instance.sop_class_uid,
+                instance.sop_instance_uid,
+            )
+            if shown[instance.sop_instance_uid]:
+                item.ReferencedFrameNumber = shown[instance.sop_instance_uid]
+            item.PurposeOfReferenceCodeSequence = [code_item(codes.cid7202.SourceImageForMontage)]
+            made.SourceImageSequence.append(item)

@@ -1,0 +1,260 @@
+"""Key images: the right slices, nothing flipped, contours on the edge of the mask, the mark and the numbers."""
+
+import io
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from scipy.ndimage import binary_dilation, binary_erosion
+
+from dicomai import outputs, render
+from dicomai.config.sections import RouteSettings
+from dicomai.errors import InferenceError
+from dicomai.findings import Findings, Measurement, Outcome
+from dicomai.outputs import Predecessor, Sources, build, encode
+from dicomai.outputs.keyimage import areas, choose_slices
+from dicomai.outputs.provenance import OUTPUTS
+from tests import results, synthetic
+
+GAP = 6  # pixels between slices, and around them
+YELLOW = (255, 214, 0)
+
+
+def built(found: Findings, sources: Sources, **changes: Any) -> Dataset:
+    """Build a key image and read it back from its bytes."""
+    ds = build("keyimage", found, sources, results.provenance(**changes))
+    assert ds is not None
+    return pydicom.dcmread(io.BytesIO(encode(ds)))
+
+
+def of(shape: tuple[int, int, int] = (5, 40, 40), **attributes: Any) -> Sources:
+    return results.sources(synthetic.instances(synthetic.series(shape=shape, spacing=(3.0, 1.0, 1.0), **attributes)))
+
+
+def near(picture: NDArray[Any], color: tuple[int, int, int], within: int = 60) -> NDArray[np.bool_]:
+    """Find the pixels of a colour."""
+    found: NDArray[np.bool_] = np.abs(picture.astype(int) - color).max(axis=2) < within
+    return found
+
+
+def shown(ds: Dataset, sources: Sources) -> list[int]:
+    """Say which slices a key image says that it shows."""
+    by_uid = {frame.instance.sop_instance_uid: z for z, frame in enumerate(sources.frames)}
+    return sorted(by_uid[item.ReferencedSOPInstanceUID] for item in ds.SourceImageSequence)
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Collect every text that is drawn."""
+    texts: list[str] = []
+    real = render.ImageDraw.ImageDraw.text
+
+    def text(self: Any, at: Any, text: str, *args: Any, **kwargs: Any) -> None:
+        texts.append(text)
+        real(self, at, text, *args, **kwargs)
+
+    monkeypatch.setattr(render.ImageDraw.ImageDraw, "text", text)
+    return texts
+
+
+@settings(max_examples=6, deadline=None)
+@given(
+    orientation=st.sampled_from(sorted(synthetic.ORIENTATIONS)),
+    reverse=st.booleans(),
+    enhanced=st.booleans(),
+    order=st.permutations(range(4)),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_slices_are_shown_as_stored_and_contours_lie_on_the_edge_of_the_mask(
+    orientation: str, reverse: bool, enhanced: bool, order: list[int], seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    shape, factor = (4, 64, 48), 8  # 64 rows become 512
+    blocks = random.integers(0, 256, (4, 8, 6))
+    array = blocks.repeat(8, axis=1).repeat(8, axis=2).astype(np.uint16)
+    array[0, 0, 0], array[0, 0, 1] = 0, 255
+    labels = np.zeros(shape, np.uint8)
+    y, x = random.integers(8, 30), random.integers(8, 20)
+    labels[1:3, y : y + 20, x : x + 14] = 1
+    labels[2, y : y + 25, x : x + 20] = 1  # the largest
+    window = {"WindowCenter": "128", "WindowWidth": "256"}
+    if enhanced:
+        images = [synthetic.enhanced(shape=shape, array=array, orientation=orientation, spacing=(3.0, 1.0, 1.0))]
+        for groups in images[0].PerFrameFunctionalGroupsSequence:
+            groups.FrameVOILUTSequence = [Dataset()]
+            groups.FrameVOILUTSequence[0].update(window)
+        images[0].SharedFunctionalGroupsSequence[0].pop("FrameVOILUTSequence", None)
+    else:
+        made = synthetic.series(
+            modality="MR",
+            shape=shape,
+            array=array,
+            orientation=orientation,
+            reverse=reverse,
+            spacing=(3.0, 1.0, 1.0),
+            **window,
+        )
+        images = [made[z] for z in order]
+    sources = results.sources(synthetic.instances(images))
+    ds = built(results.findings(labels), sources)
+    chosen = choose_slices(areas(results.findings(labels)), 4)
+    assert 2 in chosen
+    for place, z in enumerate(chosen):
+        left = GAP + place * (48 * factor + GAP)
+        panel = ds.pixel_array[GAP : GAP + 64 * factor, left : left + 48 * factor]
+        outline = near(panel, results.segment().color, within=40)
+        mask = labels[z].repeat(factor, axis=0).repeat(factor, axis=1).astype(bool)
+        edge = binary_dilation(mask, iterations=4) & ~binary_erosion(mask, iterations=4)
+        assert not (outline & ~edge).any(), "a contour lies off the mask's edge"
+        inner = binary_dilation(mask) & ~binary_erosion(mask)
+        assert (inner <= binary_dilation(outline, iterations=7)).all(), "an edge has no contour"
+        middles = panel[factor * 4 :: factor * 8, factor * 4 :: factor * 8].astype(int)  # of the blocks
+        grey = (np.ptp(middles, axis=2) == 0) & (np.arange(8)[:, None] % 7 > 0) & (np.arange(6) % 5 > 0)  # no text
+        assert grey.sum() > 8
+        np.testing.assert_allclose(middles[..., 0][grey], blocks[z][grey], atol=3)
+
+
+def test_attributes_are_those_of_a_derived_picture_without_a_scale() -> None:
+    sources = replace(of(BodyPartExamined="HEAD", LossyImageCompressionRatio="12.5", SeriesNumber=3), lossy=True)
+    found = results.findings(results.ball((5, 40, 40)))
+    old = Predecessor("keyimage", "1.2", "1.2.3", "1.2.4", "1.2.840.10008.5.1.4.1.1.7", 9002)
+    ds = built(found, sources, supersedes=(old,))
+    assert ds.SOPClassUID == "1.2.840.10008.5.1.4.1.1.7"
+    assert (ds.Modality, ds.ConversionType, ds.BurnedInAnnotation) == ("OT", "WSD", "YES")
+    assert ds.ImageType[:2] == ["DERIVED", "SECONDARY"]
+    assert (ds.PhotometricInterpretation, ds.SamplesPerPixel, ds.BitsAllocated) == ("RGB", 3, 8)
+    assert "PixelSpacing" not in ds
+    assert "NominalScannedPixelSpacing" not in ds
+    assert list(ds.PatientOrientation) == ["L", "P"]
+    assert (ds.LossyImageCompression, ds.LossyImageCompressionRatio) == ("01", 12.5)
+    assert ds.BodyPartExamined == "HEAD"
+    assert ds.SeriesDescription == "AI brain_extraction 1.0.2 of S3, unverified, supersedes S9002"
+    assert ds.SeriesNumber == 9002
+    assert ds.StudyInstanceUID == sources.header.StudyInstanceUID
+    assert ds.ContributingEquipmentSequence[0].DeviceUID == results.algorithm().device_uid
+    assert shown(ds, sources) == list(choose_slices(areas(found), 5))
+    assert "DateOfSecondaryCapture" not in ds
+
+
+def test_same_work_gives_the_same_bytes_and_its_own_identifiers() -> None:
+    sources, found = of(), results.findings(results.ball((5, 40, 40)))
+    one, two = (build("keyimage", found, sources, results.provenance()) for _ in range(2))
+    seg = build("seg", found, sources, results.provenance())
+    assert one is not None
+    assert two is not None
+    assert seg is not None
+    assert encode(one) == encode(two)
+    assert one.SOPInstanceUID != seg.SOPInstanceUID
+    assert one.SeriesInstanceUID != seg.SeriesInstanceUID
+
+
+def test_orientation_of_an_oblique_picture_is_that_of_its_slices() -> None:
+    ds = built(results.findings(results.ball((5, 40, 40))), of(orientation=(1, 0, 0, 0, 0.8, 0.6)))
+    assert list(ds.PatientOrientation) == ["L", "PH"]
+
+
+def test_frames_of_a_multi_frame_source_are_named() -> None:
+    whole = results.sources(synthetic.instances([synthetic.enhanced(shape=(6, 9, 11))]))
+    part = Sources(whole.frames[2:5], whole.newest, lossy=False)
+    ds = built(results.findings(np.ones((3, 9, 11), np.uint8)), part)
+    (item,) = ds.SourceImageSequence
+    assert list(item.ReferencedFrameNumber) == [3, 4, 5]
+
+
+def test_text_names_who_made_it_and_the_numbers_but_never_the_patient(drawn: list[str]) -> None:
+    one, other = results.segment(1), results.segment(2, "Größe: 山")
+    labels = results.ball((5, 40, 40))
+    found = Findings(
+        results.findings(labels, segments=[one, other]).layers,
+        (Measurement(results.VOLUME, 1292.3248, results.CM3, one),),
+        Outcome.FINDINGS,
+        ("Outside of the validated input.",),
+    )
+    sources = of(PatientName="Secret^Name", PatientID="ID-77", PatientBirthDate="19700102", SeriesNumber=3)
+    ds = built(found, sources)
+    said = " | ".join(drawn)
+    assert "AI, unverified: brain_extraction 1.0.2, of series 3" in said
+    assert "Intracranial structure  1292 cm3" in said
+    assert "Gro?e: ?: looked for, not found" in said
+    assert "Outside of the validated input." in said
+    assert drawn.count("AI, unverified") == len(shown(ds, sources))
+    assert not any(secret in said for secret in ("Secret", "ID-77", "1970"))
+    assert str(ds.PatientName) == "Secret^Name"
+    for place in range(3):
+        left = GAP + place * (520 + GAP)  # 40 columns, 13 times enlarged
+        assert near(ds.pixel_array[GAP : GAP + 30, left : left + 130], YELLOW, within=40).sum() > 50
+
+
+def test_every_output_that_a_route_may_name_can_be_built_and_has_a_series_number() -> None:
+    assert RouteSettings.OUTPUTS == set(OUTPUTS) == set(outputs._BUILDERS)
+    assert len({results.provenance().series_number(output) for output in OUTPUTS}) == len(OUTPUTS)
+
+
+def boxes(depth: int, *slices: tuple[int, ...]) -> Findings:
+    """Make findings with a segment for each list of slices, of which the second is the largest."""
+    labels = np.zeros((depth, 32, 32), np.uint8)
+    for number, zs in enumerate(slices, 1):
+        for index, z in enumerate(zs):
+            labels[z, number, : 4 if index == 1 else 2] = number
+    return results.findings(labels, segments=[results.segment(n, f"Part {n}") for n in range(1, len(slices) + 1)])
+
+
+def test_every_segment_is_shown_where_it_is_largest() -> None:
+    assert choose_slices(areas(boxes(40, (3, 4, 5), (10, 11, 12), (20, 21), (20, 21))), 40) == (4, 11, 21)
+    assert choose_slices(areas(boxes(40, (3, 4, 5))), 40) == (3, 4, 5)  # and others that it is on
+    many = areas(boxes(40, *((4 * n, 4 * n + 1) for n in range(8)), (28, 29)))
+    chosen = choose_slices(many, 40)
+    assert len(chosen) == 6
+    assert 29 in chosen, "where two are largest"
+    assert choose_slices(many, 40, most=1) == (29,)
+
+
+def test_what_is_on_no_slice_shown_is_named_with_its_image(drawn: list[str]) -> None:
+    many = boxes(40, *((4 * n, 4 * n + 1) for n in range(8)))
+    sources = of((40, 32, 32))
+    ds = built(many, sources)
+    said = " ".join(drawn)
+    hidden = [n for n in range(8) if 4 * n not in shown(ds, sources) and 4 * n + 1 not in shown(ds, sources)]
+    assert len(hidden) == 2
+    assert "Found, but on none of these slices: " + ", ".join(f"Part {n + 1} (Im {4 * n + 2})" for n in hidden) in said
+
+
+def test_where_nothing_was_found_the_picture_says_what_was_looked_for(drawn: list[str]) -> None:
+    sources = of()
+    found = results.findings(np.zeros((5, 40, 40), np.uint8), outcome=Outcome.NEGATIVE)
+    assert shown(built(found, sources), sources) == [2]
+    assert "Intracranial structure: looked for, not found" in drawn
+
+
+@pytest.mark.parametrize(
+    ("size", "spacing", "expected"),
+    [
+        ((64, 48), (1.0, 1.0), (512, 384)),
+        ((512, 512), (0.7, 0.7), (512, 512)),
+        ((600, 500), (1.0, 1.0), (600, 500)),
+        ((2048, 1536), (0.1, 0.1), (1024, 768)),
+        ((40, 160), (4.0, 1.0), (640, 640)),  # 160 mm both ways
+        ((100, 50), (1.0, 4.0), (300, 600)),
+        ((10, 1000), (1.0, 1.0), (500, 1000)),  # black above and below
+    ],
+)
+def test_size_is_legible_and_proportions_are_the_patients(
+    size: tuple[int, int], spacing: tuple[float, float], expected: tuple[int, int]
+) -> None:
+    images = synthetic.series(shape=(1, *size), spacing=(3.0, *spacing), array=np.full((1, *size), 7, np.uint16))
+    sources = results.sources(synthetic.instances(images))
+    ds = built(results.findings(np.zeros((1, *size), np.uint8)), sources)
+    text = max(15, max(expected) // 32)
+    assert ds.Columns == expected[1] + 2 * GAP
+    assert expected[0] + 2 * GAP + 3 * text < ds.Rows < expected[0] + 4 * GAP + 8 * text
+
+
+def test_label_map_of_another_grid_is_refused() -> None:
+    with pytest.raises(InferenceError, match="another"):
+        built(results.findings(np.zeros((5, 8, 8), np.uint8)), of())
