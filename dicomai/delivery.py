@@ -4,6 +4,8 @@ import io
 import os
 import random
 import threading
+from collections.abc import Callable
+from datetime import datetime, timedelta
 
 import pydicom
 import structlog
@@ -11,9 +13,16 @@ import structlog
 from dicomai import leases
 from dicomai.config import DeliverySettings
 from dicomai.database import Database, owner_name
+from dicomai.database.deliveries import Deliveries
 from dicomai.database.worklist import Claim, FrozenObject, Worklist
 from dicomai.destinations import Destination, Outgoing
-from dicomai.errors import DicomaiError, StaleAttemptError
+from dicomai.errors import (
+    DicomaiError,
+    NoAssociationError,
+    NotKeptError,
+    StaleAttemptError,
+    UnreachableError,
+)
 from dicomai.outputs import encode, restate
 from dicomai.planner import read_instance
 from dicomai.store import Store, result_key
@@ -22,6 +31,12 @@ from dicomai.workitem import Kind
 log = structlog.get_logger()
 
 _LEASE_SECONDS = 60.0
+
+_MOST_SETBACKS = 3
+"""How often a destination may not understand or lose a result, before a person has to look."""
+
+_LONGEST_ECHO_WAIT = 60.0
+"""Seconds between two C-ECHO to a destination that is away; they cost nothing, and results wait."""
 
 
 class Delivery:
@@ -41,6 +56,8 @@ class Delivery:
         self._destination = destination
         self._settings = settings
         self._owner = owner_name("delivery", os.getpid())
+        self._deliveries = Deliveries(database)
+        self._circuit = _Circuit(destination, self._deliveries, self._owner, self._wait)
 
     def run(self, stop: threading.Event) -> None:
         """Deliver until told to stop; a result under way is finished first."""
@@ -48,6 +65,8 @@ class Delivery:
 
     def step(self) -> bool:
         """Work off one delivery; tells whether there was one."""
+        if not self._circuit.closed():
+            return False
         claim = self._worklist.claim(
             Kind.DELIVERY, self._owner, _LEASE_SECONDS, self._settings.attempts, self._destination.name
         )
@@ -67,25 +86,14 @@ class Delivery:
             if objects is None:
                 log.warning("held for a person", **where)
                 return
-            by_uid = {o.sop_instance_uid: o for o in objects}
-
-            def accepted(sent: Outgoing, status: int, meaning: str) -> None:
-                self._worklist.accepted(claim, by_uid[sent.sop_instance_uid].id, status, meaning)
-                log.info("accepted", sop_instance_uid=sent.sop_instance_uid, status=f"0x{status:04X}", **where)
-
-            self._destination.send([self._outgoing(o) for o in objects], accepted)
-            self._worklist.finish_delivery(claim)
-            log.info("delivered", objects=len(objects), **where)
+            self._send(claim, objects, where)
+            if self._is_shown(claim, where):
+                self._worklist.finish_delivery(claim)
+                log.info("delivered", objects=len(objects), **where)
         except StaleAttemptError:
             raise
         except DicomaiError as error:
-            if error.retryable:
-                wait = self._wait(claim.attempt)
-                log.warning("not delivered yet", error=str(error), next_try_in_s=round(wait), **where)
-                self._worklist.postpone(claim, wait, str(error))
-            else:
-                log.error("not delivered", error=str(error), **where)
-                self._worklist.fail(claim, str(error))
+            self._not_delivered(claim, error, where)
         except Exception as error:
             # Nobody would miss this thread: a destination would get nothing any more, without a word.
             log.exception("a delivery failed unexpectedly", **where)
@@ -93,6 +101,69 @@ class Delivery:
             self._worklist.postpone(
                 claim, self._wait(claim.attempt), f"Sending failed with {name}; the log of the delivery says where."
             )
+
+    def _send(self, claim: Claim, objects: list[FrozenObject], where: dict[str, object]) -> None:
+        by_uid = {o.sop_instance_uid: o for o in objects}
+
+        def accepted(sent: Outgoing, status: int, meaning: str) -> None:
+            self._circuit.passed()
+            self._worklist.accepted(claim, by_uid[sent.sop_instance_uid].id, status, meaning)
+            known = {"sop_instance_uid": sent.sop_instance_uid, "status": f"0x{status:04X}", **where}
+            if status == 0x0000:
+                log.info("accepted", **known)
+            else:
+                log.warning("accepted with a warning", meaning=meaning, **known)
+
+        self._destination.send([self._outgoing(o) for o in objects], accepted)
+
+    def _not_delivered(self, claim: Claim, error: DicomaiError, where: dict[str, object]) -> None:
+        """Let a delivery wait for another attempt where that can help, else end it.
+
+        Nothing is tried again anywhere below: this is the one place that waits.
+        """
+        wait = self._wait(claim.attempt)
+        if not error.retryable:
+            log.error("not delivered", error=str(error), **where)
+            self._worklist.fail(claim, str(error))
+        elif isinstance(error, NotKeptError):
+            self._set_back(claim, wait, str(error), where)
+        else:
+            log.warning("not delivered yet", error=str(error), next_try_in_s=round(wait), **where)
+            self._worklist.postpone(claim, wait, str(error))
+            if isinstance(error, NoAssociationError):
+                self._circuit.missed(str(error))
+
+    def _set_back(
+        self, claim: Claim, wait: float, reason: str, where: dict[str, object], lost: tuple[int, ...] = ()
+    ) -> None:
+        if self._deliveries.set_back(claim, wait, reason, _MOST_SETBACKS, lost):
+            log.warning("not delivered yet", error=reason, next_try_in_s=round(wait), **where)
+        else:
+            log.error("not delivered", error=reason, **where)
+
+    def _is_shown(self, claim: Claim, where: dict[str, object]) -> bool:
+        """Ask the destination, where it is asked, for what it has accepted; without all of it the delivery goes on.
+
+        An object that is not shown is asked for again until the time is over; then it is lost, and sent again.
+        """
+        timeout = self._destination.verify_timeout
+        if timeout is None:
+            return True
+        taken, seconds = self._deliveries.taken(claim)
+        hidden = {o.sop_instance_uid for o in self._destination.missing([self._outgoing(o) for o in taken])}
+        if not hidden:
+            return True
+        said = f"Destination '{claim.destination}' accepted {', '.join(sorted(hidden))}, and C-FIND"
+        if seconds < timeout:
+            wait = min(max(self._settings.first_wait, seconds), max(timeout - seconds, 1.0))
+            reason = f"{said} does not show it yet: it is asked again."
+            log.info("not shown yet", objects=len(hidden), next_try_in_s=round(wait), **where)
+            self._worklist.postpone(claim, wait, reason)
+        else:
+            lost = tuple(o.id for o in taken if o.sop_instance_uid in hidden)
+            reason = f"{said} did not show it within {timeout:g} s: look into its log for why it was lost."
+            self._set_back(claim, self._settings.first_wait, reason, where, lost)
+        return False
 
     def _settle(self, claim: Claim) -> list[FrozenObject] | None:
         """Give the objects to send, bearing the patient's and the study's attributes as they are now.
@@ -117,7 +188,7 @@ class Delivery:
             for number, (sop_instance_uid, data) in fresh.items():
                 keys[number] = result_key(claim.item, claim.attempt, sop_instance_uid)
                 self._store.put(keys[number], data)
-            if self._worklist.begin_sending(claim, objects, keys):
+            if self._worklist.begin_sending(claim, objects, keys, self._destination.max_age):
                 return self._worklist.result(claim) if keys else objects
 
     def _restated(self, claim: Claim, objects: list[FrozenObject]) -> dict[int, tuple[str, bytes]]:
@@ -140,6 +211,58 @@ class Delivery:
         """Seconds until the next attempt: doubling, with jitter so that many do not come at once."""
         wait = min(self._settings.longest_wait, self._settings.first_wait * 2.0 ** min(attempt - 1, 30))
         return wait * random.uniform(0.8, 1.2)  # noqa: S311  no secret
+
+
+class _Circuit:
+    """Whether a destination is sent to. One that gave no association is asked by itself until it is there again.
+
+    Deliveries wait meanwhile and use up no attempts. Waits grow until an object was accepted: a destination that
+    answers a C-ECHO and then refuses what is to be sent is not called without end.
+    """
+
+    def __init__(
+        self, destination: Destination, deliveries: Deliveries, owner: str, wait: Callable[[int], float]
+    ) -> None:
+        self._destination = destination
+        self._deliveries = deliveries
+        self._owner = owner
+        self._wait = wait
+        self._misses = 0
+        self._ask_at: datetime | None = None
+
+    def closed(self) -> bool:
+        """Tell whether to send; asks a destination that was away, where it is time to."""
+        if self._ask_at is None:
+            return True
+        if self._deliveries.now() < self._ask_at:
+            return False
+        try:
+            self._destination.reach()
+        except UnreachableError as error:
+            self.missed(str(error))
+            return False
+        except Exception:  # as in a delivery: nobody would miss this thread
+            log.exception("a destination could not be asked", destination=self._destination.name)
+            self.missed(f"Destination '{self._destination.name}' could not be asked; the log of the delivery says why.")
+            return False
+        self._ask_at = None
+        self._deliveries.explain(self._destination.name, self._owner, "", "reachable")
+        log.info("the destination is there again", destination=self._destination.name)
+        return True
+
+    def missed(self, reason: str) -> None:
+        """Open: there was no association."""
+        is_news = self._ask_at is None
+        self._misses += 1
+        wait = min(self._wait(self._misses), _LONGEST_ECHO_WAIT)
+        self._ask_at = self._deliveries.now() + timedelta(seconds=wait)
+        self._deliveries.explain(self._destination.name, self._owner, reason, "unreachable" if is_news else "")
+        if is_news:
+            log.warning("the destination is away; deliveries wait", destination=self._destination.name, error=reason)
+
+    def passed(self) -> None:
+        """Note that the destination accepts objects."""
+        self._misses = 0
 
 
 def run(destinations: list[Delivery], stop: threading.Event) -> None:

@@ -19,6 +19,8 @@
     │   └── StaleAttemptError   another worker has taken the item over
     └── DeliveryError           a destination did not take an object, or a source did not give one
         ├── UnreachableError    no connection, or it broke: try again
+        │   ├── NoAssociationError  not even an association: ask for that alone, before more is sent
+        │   └── NotKeptError    the peer cannot make sense of an object, or lost it: try again, but not for ever
         └── RejectedError       the peer said no for good
 
 An error says whether a retry can help (`retryable`); its text is one sentence that names the thing, the value
@@ -102,6 +104,14 @@ class UnreachableError(DeliveryError):
     """No connection, or it broke in the middle."""
 
     retryable = True
+
+
+class NoAssociationError(UnreachableError):
+    """There was no association to be had for now: nothing else can be sent to this peer either."""
+
+
+class NotKeptError(UnreachableError):
+    """The peer cannot make sense of an object, or has lost what it accepted; another try may help, many do not."""
 
 
 class RejectedError(DeliveryError):

@@ -122,6 +122,7 @@ def scp(
     contexts: Sequence[tuple[str, Sequence[str]]] | None = None,
     on_request: Callable[[Event], None] | None = None,
     port: int | None = None,
+    handlers: Sequence[Any] = (),
     **ae_attributes: Any,
 ) -> Iterator[Scp]:
     """Run a Storage SCP; it accepts every presentation context, unless told otherwise.
@@ -132,6 +133,7 @@ def scp(
         contexts: SOP class and transfer syntaxes that it accepts.
         on_request: called with each A-ASSOCIATE-RQ, may reject it.
         port: to listen on.
+        handlers: for what else comes, as pynetdicom takes them.
         ae_attributes: set on the AE, such as `require_called_aet=True`.
     """
     _config.LOG_HANDLER_LEVEL = "none"
@@ -150,13 +152,14 @@ def scp(
                 build_context(str(c.abstract_syntax), list(c.transfer_syntax)) for c in proposals(event.assoc)
             ]
 
-    handlers: list[Any] = [
+    bound: list[Any] = [
         (evt.EVT_C_STORE, server_side.store),
         (evt.EVT_REQUESTED, requested),
+        *handlers,
     ]
     if on_request is not None:
-        handlers.append((evt.EVT_REQUESTED, on_request))
-    server = ae.make_server((HOST, port or 0), evt_handlers=handlers, server_class=Server)
+        bound.append((evt.EVT_REQUESTED, on_request))
+    server = ae.make_server((HOST, port or 0), evt_handlers=bound, server_class=Server)
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     server_side.port = int(server.server_address[1])
     try:

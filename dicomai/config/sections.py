@@ -222,6 +222,9 @@ class DicomDestination(_Section):
     host: str
     port: Port
     tls: bool = False
+    verify: Literal["none", "find"] = "none"
+    verify_timeout: Seconds = 300.0
+    max_age: Seconds | None = None
 
 
 class FolderDestination(_Section):
@@ -230,6 +233,7 @@ class FolderDestination(_Section):
     type: Literal["folder"]
     name: Name
     path: Path
+    max_age: Seconds | None = None
 
 
 Destination = Annotated[DicomDestination | FolderDestination, Field(discriminator="type")]
@@ -251,7 +255,7 @@ class SourceSettings(_Section):
 class RouteSettings(_Section):
     """`[[route]]`: what to run on which images, and where the results go."""
 
-    OUTPUTS: ClassVar[frozenset[str]] = frozenset({"seg", "sr"})
+    OUTPUTS: ClassVar[frozenset[str]] = frozenset({"keyimage", "seg", "sr"})
 
     name: Name
     model: ModelName

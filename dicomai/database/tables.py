@@ -211,6 +211,7 @@ class Workitem(Table):
     result_id: Mapped[int | None] = mapped_column(ForeignKey("result.id"))  # given by an inference, sent by deliveries
     destination: Mapped[str] = mapped_column(String(64), default="")
     attempt: Mapped[int] = mapped_column(default=0)
+    setbacks: Mapped[int] = mapped_column(default=0)  # of a delivery: what was not understood, or lost, by now
     lease_owner: Mapped[str | None] = mapped_column(String(128))
     lease_expires: Mapped[datetime | None]
     due_at: Mapped[datetime]

@@ -17,6 +17,9 @@ from dicomai.database.transitions import cancel, move
 from dicomai.errors import StaleAttemptError, WorklistError
 from dicomai.workitem import Kind, State
 
+_SEGMENTATIONS = frozenset({"1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"})
+_DOCUMENTS = "1.2.840.10008.5.1.4.1.1.88."
+
 
 @dataclass(frozen=True, slots=True)
 class Claim:
@@ -113,7 +116,7 @@ class Worklist:
             StaleAttemptError: the item is no longer this attempt's.
         """
         with self._db.write() as session:
-            item = _fenced(session, claim)
+            item = fenced(session, claim)
             item.lease_expires = self._db.now(session) + timedelta(seconds=lease)
             if progress is not None:
                 item.progress = max(0, min(100, progress))
@@ -164,7 +167,7 @@ class Worklist:
                 old = session.get_one(Workitem, number)
                 result = session.get(Result, old.result_id) if old.result_id is not None else None
                 if result is not None and result.first_sent_at is not None:
-                    return _objects(session, result.id)
+                    return objects_of(session, result.id)
                 number = old.supersedes
             return []
 
@@ -193,7 +196,7 @@ class Worklist:
             StaleAttemptError: the item is no longer this attempt's; nothing was written.
         """
         with self._db.write() as session:
-            item = _fenced(session, claim)
+            item = fenced(session, claim)
             now = self._db.now(session)
             result = Result(
                 created_at=now,
@@ -207,7 +210,7 @@ class Worklist:
                         series_number=o.series_number,
                         key=o.key,
                     )
-                    for n, o in enumerate(objects)
+                    for n, o in enumerate(sorted(objects, key=_turn))
                 ],
             )
             session.add(result)
@@ -224,9 +227,11 @@ class Worklist:
             taken = set(
                 session.scalars(sa.select(Acceptance.result_object_id).where(Acceptance.workitem_id == item.id))
             )
-            return [o for o in _objects(session, item.result_id or 0) if o.id not in taken]
+            return [o for o in objects_of(session, item.result_id or 0) if o.id not in taken]
 
-    def begin_sending(self, claim: Claim, seen: Sequence[FrozenObject], keys: dict[int, str]) -> bool:
+    def begin_sending(
+        self, claim: Claim, seen: Sequence[FrozenObject], keys: dict[int, str], max_age: float | None = None
+    ) -> bool:
         """Settle which bytes of a result are sent, before the first of them is.
 
         Several deliveries of one result may come here at once; the first decides for all.
@@ -235,24 +240,28 @@ class Worklist:
             claim: the delivery.
             seen: the objects as the caller read them.
             keys: new bytes for some of them, by object number.
+            max_age: seconds; an older result is not begun with.
 
         Returns:
             False if the bytes were settled otherwise meanwhile, or a doubt arose: look at it all again.
 
         Raises:
             StaleAttemptError: the item is no longer this attempt's; nothing was written.
-            WorklistError: its images were rejected, and the destination has none of it yet; nothing was written.
+            WorklistError: its images were rejected, or it is too old, and the destination has none of it yet; nothing
+                was written.
         """
         with self._db.write() as session:
-            item = _fenced(session, claim)
+            item = fenced(session, claim)
             result = session.get_one(Result, item.result_id, with_for_update=True)
-            rejected = rejected_input(session, item)
+            why_not = rejected_input(session, item)
+            if max_age is not None and self._db.now(session) - result.created_at > timedelta(seconds=max_age):
+                why_not = why_not or f"it is older than max_age, {max_age:g} s; raise that to send it, and retry."
             accepted = sa.select(Acceptance.workitem_id).where(Acceptance.workitem_id == item.id)
-            if rejected and session.scalars(accepted.limit(1)).first() is None:  # never half a result
-                raise WorklistError(f"The result of workitem {item.id} is not sent: {rejected}")
+            if why_not and session.scalars(accepted.limit(1)).first() is None:  # never half a result
+                raise WorklistError(f"The result of workitem {item.id} is not sent: {why_not}")
             if holds.why(session, item):
                 return False
-            now_there = {o.id: o.key for o in _objects(session, result.id)}
+            now_there = {o.id: o.key for o in objects_of(session, result.id)}
             if any(now_there[o.id] != o.key for o in seen) or (keys and result.first_sent_at is not None):
                 return False
             for number, key in keys.items():
@@ -274,7 +283,7 @@ class Worklist:
             StaleAttemptError: the item is no longer this attempt's; nothing was written.
         """
         with self._db.write() as session:
-            item = _fenced(session, claim)
+            item = fenced(session, claim)
             row = Acceptance(
                 workitem_id=item.id,
                 result_object_id=object_id,
@@ -291,7 +300,7 @@ class Worklist:
             StaleAttemptError: the item is no longer this attempt's; nothing was written.
         """
         with self._db.write() as session:
-            item = _fenced(session, claim)
+            item = fenced(session, claim)
             warnings = session.scalars(
                 sa.select(Acceptance.comment).where(Acceptance.workitem_id == item.id, Acceptance.status != 0)
             ).all()
@@ -304,7 +313,7 @@ class Worklist:
             StaleAttemptError: the item is no longer this attempt's; nothing was written.
         """
         with self._db.write() as session:
-            item = _fenced(session, claim)
+            item = fenced(session, claim)
             now = self._db.now(session)
             move(session, now, item, State.IN_PROGRESS, claim.owner, reason)
             item.due_at = now + timedelta(seconds=seconds)
@@ -317,7 +326,7 @@ class Worklist:
             StaleAttemptError: the item is no longer this attempt's; nothing was written.
         """
         with self._db.write() as session:
-            item = _fenced(session, claim)
+            item = fenced(session, claim)
             now = self._db.now(session)
             move(session, now, item, State.IN_PROGRESS, claim.owner, reason)
             item.hold = reason
@@ -331,7 +340,7 @@ class Worklist:
             StaleAttemptError: the item is no longer this attempt's; nothing was written.
         """
         with self._db.write() as session:
-            cancel(session, self._db.now(session), _fenced(session, claim), claim.owner, reason)
+            cancel(session, self._db.now(session), fenced(session, claim), claim.owner, reason)
 
     def owners(self) -> list[str]:
         """List who holds a lease."""
@@ -350,6 +359,13 @@ class Worklist:
                 item.due_at = now
                 audit.record(session, now, owner, "let go", workitem=item.id, study=item.study_id)
             return len(items)
+
+
+def _turn(frozen: FrozenObject) -> int:
+    """Say when an object is sent: segmentations first, what refers to others (SR, KO) last, in whatever order made."""
+    if frozen.sop_class_uid.startswith(_DOCUMENTS):
+        return 2
+    return 0 if frozen.sop_class_uid in _SEGMENTATIONS else 1
 
 
 def schedule_delivery(session: Session, now: datetime, item: Workitem, destination: str, actor: str) -> Workitem:
@@ -387,7 +403,12 @@ def _claimable(kind: Kind, now: datetime, destination: str | None) -> sa.Select[
     return query.order_by(Workitem.priority, Workitem.due_at, Workitem.id).limit(1).with_for_update(skip_locked=True)
 
 
-def _fenced(session: Session, claim: Claim) -> Workitem:
+def fenced(session: Session, claim: Claim) -> Workitem:
+    """Give the row of a claim, locked.
+
+    Raises:
+        StaleAttemptError: the item is no longer this attempt's.
+    """
     item = session.scalars(
         sa.select(Workitem)
         .where(
@@ -410,7 +431,8 @@ def _complete(session: Session, now: datetime, item: Workitem, actor: str, remar
     item.lease_owner = item.lease_expires = None
 
 
-def _objects(session: Session, result_id: int) -> list[FrozenObject]:
+def objects_of(session: Session, result_id: int) -> list[FrozenObject]:
+    """Give the objects of a result in the order in which they are sent."""
     rows = session.scalars(sa.select(ResultObject).where(ResultObject.result_id == result_id).order_by(ResultObject.n))
     return [
         FrozenObject(o.output, o.sop_class_uid, o.sop_instance_uid, o.series_instance_uid, o.series_number, o.key, o.id)

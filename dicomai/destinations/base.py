@@ -23,8 +23,8 @@ class Outgoing:
 
 
 Accepted = Callable[[Outgoing, int, str], None]
-"""Called as soon as the destination has accepted an object: the object, the status (0x0000, or a warning), what the
-status means ('' for success)."""
+"""Called as soon as the destination has accepted an object: the object, the status (0x0000, a warning, or 0x0111 for
+what was found there), what the status means ('' for success). Called again where more is known of a warning."""
 
 
 class Destination(Protocol):
@@ -34,6 +34,29 @@ class Destination(Protocol):
     def name(self) -> str:
         """The name in the configuration."""
 
+    @property
+    def max_age(self) -> float | None:
+        """Seconds after which a result is too old to be sent; None where it never is."""
+
+    @property
+    def verify_timeout(self) -> float | None:
+        """Seconds for an accepted object to be shown by the destination; None where it is not asked."""
+
+    def reach(self) -> None:
+        """Find out whether the destination can be reached, without sending anything.
+
+        Raises:
+            UnreachableError: it cannot.
+        """
+
+    def missing(self, objects: Sequence[Outgoing]) -> list[Outgoing]:
+        """Give those of some accepted objects that the destination does not show.
+
+        Raises:
+            UnreachableError: no connection, it broke, or the destination cannot answer for now.
+            RejectedError: the destination does not answer such questions.
+        """
+
     def send(self, objects: Sequence[Outgoing], accepted: Accepted) -> None:
         """Send objects in the order given; the first that is not accepted ends it, later ones are not sent.
 
@@ -42,6 +65,8 @@ class Destination(Protocol):
             accepted: called after each object that was accepted.
 
         Raises:
+            NoAssociationError: no association could be had for now; nothing was sent.
+            NotKeptError: the destination cannot make sense of the object; another try may help, many do not.
             UnreachableError: no connection, it broke, or the destination cannot take the object for now.
             RejectedError: the destination will not have the object, or not from us; another try is of no use.
         """

@@ -29,6 +29,24 @@ class Folder:
         """The name in the configuration."""
         return self._settings.name
 
+    @property
+    def max_age(self) -> float | None:
+        """Seconds after which a result is too old to be sent; None where it never is."""
+        return self._settings.max_age
+
+    @property
+    def verify_timeout(self) -> float | None:
+        """None: an object is synced before it counts as accepted."""
+        return None
+
+    def reach(self) -> None:
+        """Do nothing: whether a folder can be written, writing shows."""
+
+    def missing(self, objects: Sequence[Outgoing]) -> list[Outgoing]:
+        """Give none: who looks into the folder may take files away."""
+        del objects
+        return []
+
     def send(self, objects: Sequence[Outgoing], accepted: Accepted) -> None:
         """Write objects in the order given, each under a temporary name first; one that is there already is left.
 

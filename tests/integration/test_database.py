@@ -1,5 +1,6 @@
 """The database on SQLite and on PostgreSQL: migrations, moments, and what is said when it does not answer."""
 
+import contextlib
 import multiprocessing
 import threading
 from datetime import UTC, datetime, timedelta, timezone
@@ -11,8 +12,10 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
 from dicomai.database import Database
+from dicomai.database.engine import MOST_CONNECTIONS
 from dicomai.database.tables import Association, Audit, Installation, Study, Table
 from dicomai.errors import ConfigurationError, StoreError
+from tests import postgres
 from tests.processes import migrate
 
 
@@ -180,6 +183,31 @@ def test_sqlite_loses_no_commit_and_lets_readers_pass(tmp_path: Path) -> None:
             assert reader.scalars(sa.select(Study)).all() == []
         assert database.is_current()
     database.close()
+
+
+def test_threads_wait_for_a_connection_and_are_told_when_none_comes_free(
+    postgresql_server: postgres.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with postgresql_server.database() as url, contextlib.ExitStack() as held:
+        database = Database(url)
+        database.migrate()
+        for _ in range(MOST_CONNECTIONS - 1):
+            held.enter_context(database.read()).execute(sa.select(1))
+        threads = [threading.Thread(target=database.installation) for _ in range(64)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:  # one connection serves them all, one after the other
+            thread.join()
+        with postgresql_server.connect() as connection:
+            mine = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s"
+            assert connection.execute(mine, [url.rpartition("/")[2]]).fetchone() == (MOST_CONNECTIONS,)
+        held.enter_context(database.read()).execute(sa.select(1))
+        monkeypatch.setattr(database._engine.pool, "_timeout", 0.05)
+        with pytest.raises(StoreError, match=r"Every connection of this process .* was in use"):
+            database.installation()
+        held.close()
+        assert database.installation()
+        database.close()
 
 
 @pytest.mark.parametrize("url", ["mysql://host/db", "sqlite+aiosqlite:///x", "nonsense", "postgresql://host/db"])

@@ -14,10 +14,13 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless, MRImageStorage
 from pynetdicom import evt
+from pynetdicom.dimse_primitives import C_ECHO
 
 from dicomai.config import DicomDestination, FolderDestination
 from dicomai.destinations import Outgoing, echo, open_destination, send_files
-from dicomai.errors import DeliveryError, RejectedError, UnreachableError
+from dicomai.destinations.dimse import associate
+from dicomai.destinations.dimse.association import Peer
+from dicomai.errors import DeliveryError, NoAssociationError, NotKeptError, RejectedError, UnreachableError
 from tests.dimse import HOST, data_set_of, free_port, node, proposals, scp, wait_until
 from tests.synthetic import series
 
@@ -87,8 +90,8 @@ def test_nothing_to_send_needs_no_association() -> None:
         (0xA7FF, UnreachableError),
         (0x0110, UnreachableError),
         (0x0213, UnreachableError),
-        (0xC000, UnreachableError),
-        (0xC1A2, UnreachableError),
+        (0xC000, NotKeptError),
+        (0xC1A2, NotKeptError),
         (0xFE00, UnreachableError),
         (0xA900, RejectedError),
         (0xA9AB, RejectedError),
@@ -114,7 +117,7 @@ def test_a_failure_status_is_a_failure_and_ends_the_sending(status: int, error: 
     assert len(pacs.received) == 2  # the third was never sent
 
 
-@pytest.mark.parametrize("status", [0xB000, 0xB006, 0xB007, 0x0107, 0x0116, 0xB123])
+@pytest.mark.parametrize("status", [0xB006, 0xB007, 0x0107, 0x0116, 0xB123])
 def test_a_warning_is_success_and_is_reported(status: int) -> None:
     objects = outgoing(2)
     with scp(status, 0x0000) as pacs:
@@ -124,9 +127,12 @@ def test_a_warning_is_success_and_is_reported(status: int) -> None:
     assert len(pacs.received) == 2
 
 
-def test_an_object_that_is_said_to_be_there_already_is_for_a_person_to_look_at() -> None:
-    with scp(0x0111, 0x0000) as pacs, pytest.raises(RejectedError, match="0111"):
+def test_an_object_that_is_said_to_be_there_already_is_for_a_person_to_look_at_without_c_find() -> None:
+    contexts = [(MRImageStorage, [ExplicitVRLittleEndian])]
+    cannot = pytest.raises(RejectedError, match=r"0111 .*C-FIND cannot tell whether it is there")
+    with scp(0x0111, 0x0000, contexts=contexts) as pacs, cannot:
         send(pacs.destination(), outgoing(2))
+    assert len(pacs.received) == 1
 
 
 @pytest.mark.parametrize(
@@ -135,8 +141,8 @@ def test_an_object_that_is_said_to_be_there_already_is_for_a_person_to_look_at()
         ((1, 1, 1), RejectedError, "no reason given"),
         ((1, 1, 3), RejectedError, "enter the AE title DICOMAI there"),
         ((1, 1, 7), RejectedError, "check ae_title"),
-        ((2, 3, 1), UnreachableError, "temporary congestion"),
-        ((2, 3, 2), UnreachableError, "local limit exceeded"),
+        ((2, 3, 1), NoAssociationError, "temporary congestion"),
+        ((2, 3, 2), NoAssociationError, "local limit exceeded"),
     ],
 )
 def test_a_refused_association_says_why(rejection: tuple[int, int, int], error: type[DeliveryError], text: str) -> None:
@@ -297,6 +303,19 @@ def test_an_error_of_ours_between_two_objects_aborts() -> None:
             open_destination(pacs.destination(), calling_ae="DICOMAI", timeout=5).send(outgoing(2), fail)
         wait_until(lambda: pacs.associations[0].is_aborted)
     assert len(pacs.received) == 1
+
+
+def test_an_answer_that_is_waited_for_is_not_taken_by_the_library_s_own_thread() -> None:
+    with scp() as pacs:
+        peer = Peer(pacs.destination(), "DICOMAI", 5.0)
+        with associate(peer, [("1.2.840.10008.1.1", "1.2.840.10008.1.2")]) as link:
+            with link.talk():
+                answer = (1, C_ECHO())
+                link.assoc.dimse.msg_queue.put(answer)
+                time.sleep(0.05)  # the library's thread, which nobody has paused here, looks once a millisecond
+                assert link.assoc.dimse.get_msg() == (None, None)
+                assert link.assoc.dimse.get_msg(block=True) == answer
+            assert link.echo().is_accepted
 
 
 def test_echo_measures_and_says_no() -> None:

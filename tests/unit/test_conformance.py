@@ -55,7 +55,7 @@ def test_the_defaults_in_the_text_are_the_defaults(text: str) -> None:
 
 def test_the_statuses_of_the_scu_are_taken_as_the_text_says(text: str) -> None:
     rows = dict(re.findall(r"^\| ([0-9A-Fx, -]+|any other[^|]*?) \| ((?:accepted|refused for)[^|]*?) \|$", text, re.M))
-    assert len(rows) == 4
+    assert len(rows) == 6
     peer = object()
     for listed, taken in rows.items():
         for status in _statuses(listed):
@@ -64,7 +64,11 @@ def test_the_statuses_of_the_scu_are_taken_as_the_text_says(text: str) -> None:
                 assert answer.is_accepted
             else:
                 error = answer.error("it", peer)  # type: ignore[arg-type]  # is only named
-                wanted = errors.RejectedError if "for good" in taken else errors.UnreachableError
+                wanted: type[errors.DeliveryError] = errors.UnreachableError
+                if "for good" in taken:
+                    wanted = errors.RejectedError
+                elif "three times" in taken:
+                    wanted = errors.NotKeptError
                 assert type(error) is wanted, f"{status:04X}"
 
 

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import ssl
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import cast
@@ -11,6 +12,7 @@ from typing import cast
 from pydicom.uid import UID
 from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association
+from pynetdicom.dimse import _QueueItem
 from pynetdicom.events import EventHandlerType
 from pynetdicom.pdu_primitives import A_ASSOCIATE, MaximumLengthNotification, SCP_SCU_RoleSelectionNegotiation
 from pynetdicom.presentation import PresentationContext
@@ -19,7 +21,7 @@ from pynetdicom.transport import AddressInformation, AssociationSocket
 from dicomai import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from dicomai.config import DicomDestination, TlsSettings
 from dicomai.destinations.watch import Watch
-from dicomai.errors import DeliveryError, RejectedError, UnreachableError
+from dicomai.errors import DeliveryError, NoAssociationError, RejectedError, UnreachableError
 from dicomai.tls import Fault, client_args, fault_of
 
 MAX_PDU = 131072
@@ -71,6 +73,25 @@ class Link:
         self.peer = peer
         self.assoc = assoc
         self.watch = watch
+        self._is_asking = False
+        self._lock = threading.Lock()
+        self._take = assoc.dimse.get_msg
+        assoc.dimse.get_msg = self._next_message  # type: ignore[method-assign]  # the library has no other way in
+
+    def _next_message(self, block: bool = False) -> _QueueItem:
+        """Give the next message, and none to the library's own thread while we wait for an answer.
+
+        That thread is paused then, but takes one message more if it was just about to go on, and drops it: an answer to
+        a query, say, which is then taken for 'not found'.
+        """
+        if block:
+            return self._take(block)
+        with self._lock:
+            return (None, None) if self._is_asking else self._take(block)
+
+    def _ask(self, is_asking: bool) -> None:
+        with self._lock:
+            self._is_asking = is_asking
 
     @contextlib.contextmanager
     def talk(self) -> Iterator[None]:
@@ -81,11 +102,14 @@ class Link:
         """
         if not self.assoc.is_established:
             raise self.broken()
-        with self.watch.armed():
-            try:
+        self._ask(True)
+        try:
+            with self.watch.armed():
                 yield
-            except RuntimeError as error:  # it was aborted between the check and the call
-                raise self.broken() from error
+        except RuntimeError as error:  # it was aborted between the check and the call
+            raise self.broken() from error
+        finally:
+            self._ask(False)
 
     def broken(self) -> UnreachableError:
         """Make the error for an association that is gone."""
@@ -116,7 +140,7 @@ def requested(
 
     Raises:
         ConfigurationError: a file of `[tls]` is missing or wrong.
-        UnreachableError: no connection, no answer, or refused for now.
+        NoAssociationError: no connection, no answer, or refused for now.
         RejectedError: refused for good.
     """
     _set_up_library()
@@ -146,7 +170,7 @@ def requested(
                 evt_handlers=[*watched, *handlers],
             )
     except OSError as error:
-        raise UnreachableError(f"{peer} cannot be found ({error.strerror or error}): check its host name.") from error
+        raise NoAssociationError(f"{peer} cannot be found ({error.strerror or error}): check its host name.") from error
     if not assoc.is_established:
         raise _refused(peer, assoc, watch, ae)
     _limit_pdu(assoc)
@@ -165,11 +189,11 @@ def requested(
 def _refused(peer: Peer, assoc: Association, watch: Watch, ae: "_Caller") -> DeliveryError:
     """Say why there is no association."""
     if ae.fault is not None:
-        kind = UnreachableError if ae.fault.mends_itself else RejectedError
+        kind = NoAssociationError if ae.fault.mends_itself else RejectedError
         return kind(f"{peer} cannot be talked to by TLS, {ae.fault.reason}: {ae.fault.remedy}.")
     if not watch.was_opened:
         why = f" ({ae.reason})" if ae.reason else ""
-        return UnreachableError(
+        return NoAssociationError(
             f"{peer} cannot be connected to{why}: check that it runs, its host and port, and the firewall between."
         )
     if assoc.is_rejected:
@@ -177,7 +201,7 @@ def _refused(peer: Peer, assoc: Association, watch: Watch, ae: "_Caller") -> Del
         result, source, diagnostic = response.result, response.result_source, response.diagnostic
         reason, remedy = _REFUSALS.get((source or 0, diagnostic or 0), ("no reason given", "see its log"))
         remedy = remedy.format(calling_ae=peer.calling_ae)
-        refused = RejectedError if result == 1 and source != 3 else UnreachableError
+        refused = RejectedError if result == 1 and source != 3 else NoAssociationError
         return refused(f"{peer} refused the association ({result}/{source}/{diagnostic}, {reason}): {remedy}.")
     if assoc.rejected_contexts:
         names = sorted({UID(str(context.abstract_syntax)).name for context in assoc.rejected_contexts})
@@ -185,7 +209,7 @@ def _refused(peer: Peer, assoc: Association, watch: Watch, ae: "_Caller") -> Del
             f"{peer} accepts no presentation context of those proposed ({', '.join(names)}): allow these SOP classes"
             " and their transfer syntaxes there, then retry."
         )
-    return UnreachableError(f"{peer} gave no answer to the request for an association: another attempt may succeed.")
+    return NoAssociationError(f"{peer} gave no answer to the request for an association: another attempt may succeed.")
 
 
 class _Socket(AssociationSocket):

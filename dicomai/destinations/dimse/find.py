@@ -1,0 +1,151 @@
+"""C-FIND SCU (Study Root, PS3.4 Annex C): what a Storage SCP shows of the objects that it was sent."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from io import BytesIO
+
+import pydicom
+from pydicom.config import IGNORE
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import DataElement
+from pydicom.dataset import Dataset
+from pydicom.tag import Tag
+from pynetdicom import build_context
+from pynetdicom.status import QR_FIND_SERVICE_CLASS_STATUS
+
+from dicomai.destinations.base import Outgoing
+from dicomai.destinations.dimse.association import Link, Peer, requested
+from dicomai.errors import DeliveryError, RejectedError, UnreachableError
+from dicomai.study import UNREADABLE
+
+FIND = "1.2.840.10008.5.1.4.1.2.2.1"
+"""Study Root Query/Retrieve Information Model - FIND."""
+
+_MOST_ANSWERS = 10_000  # a peer that passes over the key of the instance gives the whole series; none goes on for ever
+_PENDING = frozenset({0xFF00, 0xFF01})
+_FOR_GOOD = frozenset({0x0122, 0x0124, 0x0211, *range(0xA900, 0xAA00)})
+_KEYWORDS = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an object belongs by its own attributes.
+
+    Attributes:
+        patient_id: PatientID (0010,0020); not to be shown to anybody.
+        study_instance_uid: StudyInstanceUID (0020,000D).
+        series_instance_uid: SeriesInstanceUID (0020,000E).
+        sop_instance_uid: SOPInstanceUID (0008,0018).
+    """
+
+    patient_id: str
+    study_instance_uid: str
+    series_instance_uid: str
+    sop_instance_uid: str
+
+    @classmethod
+    def of(cls, outgoing: Outgoing) -> "Place":
+        """Read it from an object."""
+        ds = pydicom.dcmread(BytesIO(outgoing.data), specific_tags=list(_KEYWORDS), stop_before_pixels=True)
+        return cls(*(_text(ds, keyword) for keyword in _KEYWORDS))
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """The unique keys down to the instance (PS3.4 C.4.1.2.1)."""
+        return {
+            "StudyInstanceUID": self.study_instance_uid,
+            "SeriesInstanceUID": self.series_instance_uid,
+            "SOPInstanceUID": self.sop_instance_uid,
+        }
+
+
+class Finder:
+    """Queries over one association."""
+
+    def __init__(self, link: Link) -> None:
+        """Query over an association on which the context was accepted."""
+        self._link = link
+
+    def has(self, place: Place) -> bool:
+        """Tell whether an object is found by its UIDs of instance, series and study.
+
+        Raises:
+            UnreachableError: the association broke, or the peer cannot answer for now.
+            RejectedError: the peer refuses the query.
+        """
+        return bool(self._find("IMAGE", place.keys))
+
+    def misfiled(self, place: Place) -> str:
+        """Name what a peer that coerced an object files it under instead; '' where all is as it was sent.
+
+        Raises:
+            UnreachableError: the association broke, or the peer cannot answer for now.
+            RejectedError: the peer refuses the query.
+        """
+        if self.has(place):
+            studies = self._find("STUDY", {"StudyInstanceUID": place.study_instance_uid}, "PatientID")
+            others = {_text(ds, "PatientID") for ds in studies} - {"", place.patient_id}
+            return "filed under another PatientID" if others else ""
+        found = self._find("IMAGE", {"SOPInstanceUID": place.sop_instance_uid}, "StudyInstanceUID")  # if it can do that
+        if {_text(ds, "StudyInstanceUID") for ds in found} - {"", place.study_instance_uid}:
+            return "filed under another StudyInstanceUID"
+        return "not shown by C-FIND under its StudyInstanceUID"
+
+    def _find(self, level: str, keys: Mapping[str, str], *wanted: str) -> list[Dataset]:
+        """Ask, and give the answers that are what was asked for: some peers pass over keys."""
+        link, taken, answers = self._link, list[Dataset](), 0
+        identifier = _identifier({"QueryRetrieveLevel": level, **keys, **dict.fromkeys(wanted, "")})
+        with link.talk():
+            for status, answer in link.assoc.send_c_find(identifier, FIND):
+                code = status.get("Status")
+                if code is None:
+                    raise link.broken()
+                if code not in _PENDING:
+                    if code != 0x0000:
+                        raise _refusal(link.peer, level, code)
+                    break
+                answers += 1
+                if answers > _MOST_ANSWERS:
+                    raise RejectedError(f"{link.peer} has over {_MOST_ANSWERS} answers for one object: see its log.")
+                if answer is not None and all(_text(answer, keyword) == value for keyword, value in keys.items()):
+                    taken.append(answer)
+        return taken
+
+
+@contextlib.contextmanager
+def finding(peer: Peer) -> Iterator[Finder]:
+    """Hold an association for queries.
+
+    Raises:
+        ConfigurationError: a file of `[tls]` is missing or wrong.
+        UnreachableError: no connection, no answer, or refused for now.
+        RejectedError: refused for good, or the peer offers no C-FIND.
+    """
+    with requested(peer, [build_context(FIND)], connect_timeout=peer.timeout) as link:
+        yield Finder(link)
+
+
+def _identifier(keys: Mapping[str, str]) -> Dataset:
+    ds = Dataset()
+    for keyword, value in keys.items():
+        tag = Tag(keyword)
+        # Scanners make UIDs that break PS3.5 9.1, and results bear them.
+        ds.add(DataElement(tag, dictionary_VR(tag), value, validation_mode=IGNORE))
+    return ds
+
+
+def _refusal(peer: Peer, level: str, status: int) -> DeliveryError:
+    _, meaning = QR_FIND_SERVICE_CLASS_STATUS.get(status, ("", ""))
+    said = f"{peer} answered {status:04X} ({meaning or 'failure'}) to a query at the level {level}"
+    if status in _FOR_GOOD:
+        return RejectedError(f"{said}: look up the reason in its log, correct it, then retry.")
+    return UnreachableError(f"{said}: another attempt may succeed; look into its log if this goes on.")
+
+
+def _text(ds: Dataset, keyword: str) -> str:
+    """Read one value; '' where it is missing or cannot be read."""
+    try:
+        return str(ds.get(keyword) or "").strip("\0 ")
+    except UNREADABLE:
+        return ""

@@ -1,0 +1,506 @@
+"""A PACS that refuses, breaks off, answers every status, loses and restarts: what becomes of the result each time."""
+
+import contextlib
+import io
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydicom.dataset import Dataset
+from pydicom.filereader import read_dataset
+from pynetdicom import evt
+from structlog.testing import capture_logs
+
+from dicomai.config import DicomDestination
+from dicomai.database.tables import Acceptance, Audit
+from dicomai.database.tables import Workitem as Row
+from dicomai.delivery import Delivery
+from dicomai.destinations import Destination, open_destination
+from dicomai.workitem import State
+from tests.beds import Bed, route
+from tests.dimse import HOST, Scp, free_port, scp
+from tests.synthetic import series
+
+SEG = "1.2.840.10008.5.1.4.1.1.66.4"
+SR = "1.2.840.10008.5.1.4.1.1.88.34"
+
+
+@pytest.fixture(scope="module")
+def one_result(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A storage with one result that waits for its delivery."""
+    folder = tmp_path_factory.mktemp("one") / "bed"
+    folder.mkdir()
+    made = Bed(folder, f"sqlite:///{folder / 'worklist.db'}")
+    analysed(made)
+    made.close()
+    return folder
+
+
+@pytest.fixture
+def bed(tmp_path: Path, one_result: Path) -> Iterator[Bed]:
+    """A copy of it."""
+    folder = tmp_path / "bed"
+    shutil.copytree(one_result, folder)
+    made = Bed(folder, f"sqlite:///{folder / 'worklist.db'}")
+    made.turn(120)  # as it was turned when the analysis ran
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Iterator[Bed]:
+    made = Bed(tmp_path, f"sqlite:///{tmp_path / 'worklist.db'}")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def any_bed(tmp_path: Path, database_url: str) -> Iterator[Bed]:
+    """An empty one, on both databases."""
+    made = Bed(tmp_path, database_url)
+    yield made
+    made.close()
+
+
+@dataclass
+class Archive:
+    """A PACS that keeps what it accepts, answers C-FIND and C-ECHO, and does as it is told.
+
+    Attributes:
+        server: takes the objects.
+        kept: what C-FIND shows.
+        loses: whether an object that was accepted is thrown away.
+        hides: whether C-FIND shows nothing for now.
+        queries: the identifiers that came.
+        echoes: how many C-ECHO came.
+    """
+
+    server: Scp = field(default_factory=lambda: Scp("PACS", 0, []))
+    kept: list[Dataset] = field(default_factory=list)
+    loses: Callable[[Dataset], bool] = lambda _: False
+    hides: bool = False
+    queries: list[Dataset] = field(default_factory=list)
+    echoes: int = 0
+
+    def keep(self, event: Any, status: int = 0x0000, **changes: Any) -> Dataset:
+        """Accept an object, with changes, unless it gets lost."""
+        ds = read_dataset(
+            io.BytesIO(event.request.DataSet.getvalue()),
+            is_implicit_VR=event.context.transfer_syntax == "1.2.840.10008.1.2",
+            is_little_endian=True,
+        )
+        ds.update(_data_set(**changes))
+        if not self.loses(ds):
+            self.kept.append(ds)
+        return _data_set(Status=status, **({"OffendingElement": list(changes)} if changes else {}))
+
+    def find(self, event: Any) -> Iterator[tuple[int, Dataset | None]]:
+        """Answer as the Study Root has it, relational at the level of images."""
+        asked = event.identifier
+        self.queries.append(asked)
+        for ds in [] if self.hides else self.kept:
+            wanted = [e for e in asked if e.keyword not in {"QueryRetrieveLevel", "SpecificCharacterSet"}]
+            if all(not e.value or ds.get(e.keyword) == e.value for e in wanted):
+                yield 0xFF00, _data_set(**{e.keyword: ds.get(e.keyword) for e in wanted})
+        yield 0x0000, None
+
+    def echo(self, _event: Any) -> int:
+        """Count."""
+        self.echoes += 1
+        return 0x0000
+
+    @contextlib.contextmanager
+    def open(self, *answers: Any, **options: Any) -> Iterator["Archive"]:
+        """Run; objects are kept unless there are answers."""
+        handlers = [(evt.EVT_C_FIND, self.find), (evt.EVT_C_ECHO, self.echo)]
+        with scp(*(answers or [self.keep]), handlers=handlers, **options) as self.server:
+            yield self
+
+    def destination(self, timeout: float = 5.0, **keys: Any) -> Destination:
+        """The destination that leads here."""
+        entry = DicomDestination(type="dicom", name="pacs", ae_title="PACS", host=HOST, port=self.server.port, **keys)
+        return open_destination(entry, calling_ae="DICOMAI", timeout=timeout)
+
+
+def _data_set(**attributes: Any) -> Dataset:
+    ds = Dataset()
+    for keyword, value in attributes.items():
+        setattr(ds, keyword, value)
+    return ds
+
+
+def analysed(bed: Bed, count: int = 1) -> None:
+    for number in range(count):
+        bed.take(series(modality="MR", shape=(3, 12, 16), PatientID=f"P{number}"))
+    bed.plan(route())
+    while bed.worker().step():
+        pass
+    assert [row.state for row in bed.items()] == [State.COMPLETED] * count
+
+
+def delivery(bed: Bed, number: int = 0) -> Row:
+    return bed.items("delivery")[number]
+
+
+def classes(archive: Archive) -> list[str]:
+    return [received.sop_class_uid for received in archive.server.received]
+
+
+def audited(bed: Bed, event: str) -> list[Audit]:
+    return [row for row in bed.rows(Audit) if row.event == event]
+
+
+def sent_until_it_ends(bed: Bed, lane: Delivery, steps: int = 40) -> None:
+    """Step, and turn the clock far forward between, until the delivery has ended."""
+    for _ in range(steps):
+        lane.step()
+        if delivery(bed).state in {State.COMPLETED, State.CANCELED}:
+            return
+        bed.turn(7200)
+
+
+FOR_GOOD = [0xA900, 0xA9FF, 0x0122, 0x0124]
+FOR_NOW = [0xA700, 0xA7FF, 0x0110]
+WARNINGS = [0xB006, 0xB007]
+
+
+class TestStatuses:
+    """PS3.4 B.2.3 and PS3.7 Annex C."""
+
+    @pytest.mark.parametrize("status", FOR_GOOD, ids=hex)
+    def test_what_is_refused_for_good_fails_at_once_with_a_sentence(self, bed: Bed, status: int) -> None:
+        with Archive().open(status) as archive:
+            sent_until_it_ends(bed, bed.delivery(archive.destination()))
+        row = delivery(bed)
+        assert (row.state, row.attempt, classes(archive)) == (State.CANCELED, 1, [SEG])
+        assert f"answered {status:04X}" in row.reason
+        assert "then retry" in row.reason
+
+    @pytest.mark.parametrize("status", FOR_NOW, ids=hex)
+    def test_what_can_pass_waits_and_arrives(self, bed: Bed, status: int) -> None:
+        with Archive().open(status, 0x0000) as archive:
+            sent_until_it_ends(bed, bed.delivery(archive.destination()))
+        assert (delivery(bed).state, classes(archive)) == (State.COMPLETED, [SEG, SEG, SR])
+
+    def test_what_is_not_understood_is_sent_three_times_and_no_more(self, bed: Bed) -> None:
+        with Archive().open(0xA700, 0xC000) as archive:  # the first is another matter, and does not count
+            sent_until_it_ends(bed, bed.delivery(archive.destination()))
+        row = delivery(bed)
+        assert (row.state, classes(archive)) == (State.CANCELED, [SEG] * 4)
+        assert row.reason.startswith("Given up after 3 times: Destination 'pacs'")
+        assert "answered C000" in row.reason
+        assert bed.rows(Acceptance) == []
+
+    def test_what_is_understood_at_the_third_time_arrives(self, bed: Bed) -> None:
+        with Archive().open(0xC000, 0xCFFF, 0x0000) as archive:
+            sent_until_it_ends(bed, bed.delivery(archive.destination()))
+        assert (delivery(bed).state, classes(archive)) == (State.COMPLETED, [SEG] * 3 + [SR])
+
+    @pytest.mark.parametrize("status", WARNINGS, ids=hex)
+    def test_a_warning_is_an_acceptance_and_is_recorded(self, bed: Bed, status: int) -> None:
+        with Archive().open(status, 0x0000) as archive, capture_logs() as logs:
+            sent_until_it_ends(bed, bed.delivery(archive.destination()))
+        row = delivery(bed)
+        assert (row.state, [a.status for a in bed.rows(Acceptance)]) == (State.COMPLETED, [status, 0])
+        assert row.reason
+        assert [(x["status"], x["log_level"]) for x in logs if x["event"] == "accepted with a warning"] == [
+            (f"0x{status:04X}", "warning")
+        ]
+
+
+class TestDuplicate:
+    """0111: the object may be ours, whose answer was lost."""
+
+    def test_what_c_find_shows_is_accepted_and_the_rest_follows(self, bed: Bed) -> None:
+        archive = Archive()
+
+        def lose_the_answer(event: Any) -> Dataset:
+            answer = archive.keep(event)
+            event.assoc.abort(block=False)
+            return answer
+
+        with archive.open(lose_the_answer, 0x0111, archive.keep):
+            sent_until_it_ends(bed, bed.delivery(archive.destination()))
+        row = delivery(bed)
+        assert (row.state, classes(archive)) == (State.COMPLETED, [SEG, SEG, SR])
+        assert [a.status for a in bed.rows(Acceptance)] == [0x0111, 0x0000]
+        assert "C-FIND shows it there" in row.reason
+        (query,) = archive.queries
+        assert query.QueryRetrieveLevel == "IMAGE"
+        assert query.SOPInstanceUID == archive.kept[0].SOPInstanceUID
+
+    def test_what_c_find_does_not_show_is_for_a_person(self, bed: Bed) -> None:
+        with Archive().open(0x0111) as archive:
+            sent_until_it_ends(bed, bed.delivery(archive.destination()))
+        row = delivery(bed)
+        assert (row.state, classes(archive), bed.rows(Acceptance)) == (State.CANCELED, [SEG], [])
+        assert "0111" in row.reason
+        assert row.reason.endswith("C-FIND does not show it there.")
+
+    def test_another_object_in_the_same_series_is_not_it(self, bed: Bed) -> None:
+        """A peer that passes over the key of the instance answers with the whole series."""
+        archive = Archive()
+
+        def answer(event: Any) -> Iterator[tuple[int, Dataset]]:
+            yield (
+                0xFF00,
+                _data_set(
+                    StudyInstanceUID=event.identifier.StudyInstanceUID,
+                    SeriesInstanceUID=event.identifier.SeriesInstanceUID,
+                    SOPInstanceUID="1.2.3",
+                ),
+            )
+
+        archive.find = answer  # type: ignore[method-assign]  # another PACS
+        with archive.open(0x0111):
+            sent_until_it_ends(bed, bed.delivery(archive.destination()))
+        assert delivery(bed).state == State.CANCELED
+
+
+class TestCoercion:
+    """B000: accepted, and changed."""
+
+    @pytest.mark.parametrize(
+        ("keyword", "alert"),
+        [
+            ("PatientID", "filed under another PatientID"),
+            ("StudyInstanceUID", "filed under another StudyInstanceUID"),
+            ("ReferringPhysicianName", ""),
+        ],
+    )
+    def test_another_patient_or_study_alerts(self, bed: Bed, keyword: str, alert: str) -> None:
+        archive = Archive()
+        with archive.open(lambda event: archive.keep(event, 0xB000, **{keyword: "1.23.4"})), capture_logs() as logs:
+            sent_until_it_ends(bed, bed.delivery(archive.destination()))
+        row = delivery(bed)
+        assert (row.state, len(archive.kept)) == (State.COMPLETED, 2)
+        assert f": {keyword}" in row.reason
+        assert ("filed under another" in row.reason) is bool(alert)
+        assert alert in row.reason
+        alerts = [x for x in logs if "filed under" in str(x.get("meaning"))]
+        assert len(alerts) == (2 if alert else 0)
+        assert {x["log_level"] for x in alerts} <= {"warning"}
+        assert "1.23.4" not in str(logs) + row.reason  # what it is filed under may be a patient's ID
+
+    def test_a_pacs_without_c_find_is_said_not_to_have_been_asked(self, bed: Bed) -> None:
+        contexts = [(uid, ["1.2.840.10008.1.2.1", "1.2.840.10008.1.2.5"]) for uid in (SEG, SR)]
+        with Archive().open(0xB000, contexts=contexts) as archive:
+            sent_until_it_ends(bed, bed.delivery(archive.destination()))
+        assert delivery(bed).state == State.COMPLETED
+        assert "not looked up by C-FIND" in delivery(bed).reason
+
+
+class TestVerified:
+    """`verify = "find"`."""
+
+    def test_a_result_that_is_shown_is_completed(self, bed: Bed) -> None:
+        with Archive().open() as archive:
+            assert bed.delivery(archive.destination(verify="find")).step()
+        assert (delivery(bed).state, delivery(bed).attempt) == (State.COMPLETED, 1)
+        assert [q.SOPInstanceUID for q in archive.queries] == [ds.SOPInstanceUID for ds in archive.kept]
+
+    def test_without_it_nobody_is_asked(self, bed: Bed) -> None:
+        with Archive().open() as archive:
+            bed.delivery(archive.destination()).step()
+        assert (delivery(bed).state, archive.queries) == (State.COMPLETED, [])
+
+    def test_a_slow_pacs_is_waited_for_and_gets_nothing_twice(self, bed: Bed) -> None:
+        with Archive().open() as archive:
+            lane = bed.delivery(archive.destination(verify="find"))
+            archive.hides = True
+            lane.step()
+            row = delivery(bed)
+            assert (row.state, row.lease_owner) == (State.IN_PROGRESS, None)
+            assert "does not show it yet" in row.reason
+            assert not lane.step()
+            archive.hides = False
+            bed.turn(30)
+            lane.step()
+        assert (delivery(bed).state, classes(archive)) == (State.COMPLETED, [SEG, SR])
+
+    def test_what_was_accepted_and_lost_is_sent_again_alone(self, any_bed: Bed) -> None:
+        analysed(any_bed)
+        archive = Archive(server=Scp("PACS", free_port(), []))
+        archive.loses = lambda ds: ds.SOPClassUID == SEG and len(archive.server.received) < 3
+        lane = any_bed.delivery(archive.destination(verify="find", verify_timeout=60.0))
+        lane.step()
+        assert "cannot be connected to" in delivery(any_bed).reason
+        with archive.open(port=archive.server.port):
+            for _ in range(4):
+                any_bed.turn(61)
+                lane.step()
+                assert (delivery(any_bed).state == State.COMPLETED) is (len(archive.kept) == 2)
+        assert classes(archive) == [SEG, SR, SEG]
+        assert archive.server.received[0].data_set == archive.server.received[2].data_set
+
+    def test_a_pacs_that_loses_all_is_found_out(self, bed: Bed) -> None:
+        archive = Archive(loses=lambda _: True)
+        with archive.open():
+            sent_until_it_ends(bed, bed.delivery(archive.destination(verify="find")))
+        row = delivery(bed)
+        assert (row.state, classes(archive)) == (State.CANCELED, [SEG, SR] * 3)
+        assert row.reason.startswith("Given up after 3 times: Destination 'pacs' accepted 2.25.")
+        assert "did not show it within 300 s" in row.reason
+        assert bed.rows(Acceptance) == []
+
+    def test_a_pacs_without_c_find_is_no_place_to_be_sure_of(self, bed: Bed) -> None:
+        contexts = [(uid, ["1.2.840.10008.1.2.1", "1.2.840.10008.1.2.5"]) for uid in (SEG, SR)]
+        archive = Archive()
+        with archive.open(contexts=contexts):
+            sent_until_it_ends(bed, bed.delivery(archive.destination(verify="find")))
+        assert delivery(bed).state == State.CANCELED
+        assert delivery(bed).reason.startswith("What was accepted cannot be looked for: Destination 'pacs'")
+        assert "Study Root Query/Retrieve Information Model - FIND" in delivery(bed).reason
+
+
+class TestAway:
+    """A circuit per destination."""
+
+    def test_a_pacs_that_is_away_is_asked_by_one_echo_a_wait_and_not_by_every_result(self, empty: Bed) -> None:
+        analysed(empty, 3)
+        refused: list[Any] = []
+
+        def refuse(event: Any) -> None:
+            refused.append(event.assoc)
+            event.assoc.acse.send_reject(2, 3, 2)
+            event.assoc.kill()
+
+        port = free_port()
+        with capture_logs() as logs:
+            with Archive().open(port=port, on_request=refuse) as archive:
+                lane = empty.delivery(archive.destination())
+                for _ in range(5):
+                    lane.step()
+                    lane.step()  # within a wait nobody is asked
+                    empty.turn(73)  # the longest wait and its jitter
+                assert len(refused) == 5  # one result at first, then one echo a wait
+            rows = empty.items("delivery")
+            assert [row.attempt for row in rows] == [1, 0, 0]
+            assert all("local limit exceeded" in row.reason for row in rows)
+            with archive.open(port=port):
+                while lane.step():
+                    pass
+        assert archive.echoes == 1
+        rows = empty.items("delivery")
+        assert [(row.state, row.reason) for row in rows] == [(State.COMPLETED, "")] * 3
+        assert classes(archive) == [SEG, SR] * 3
+        said = [x["event"] for x in logs if x.get("destination") == "pacs" and "deliver" not in x["event"].split()[0]]
+        assert said.count("the destination is away; deliveries wait") == 1
+        assert said.count("the destination is there again") == 1
+        assert len(audited(empty, "unreachable")) == len(audited(empty, "reachable")) == 1
+
+    def test_a_pacs_that_restarts_between_two_results_gets_both(self, empty: Bed) -> None:
+        analysed(empty, 2)
+        port = free_port()
+        with Archive().open(port=port) as archive:
+            lane = empty.delivery(archive.destination())
+            lane.step()
+        lane.step()
+        assert "cannot be connected to" in delivery(empty, 1).reason
+        empty.turn(60)
+        with archive.open(port=port):
+            lane.step()
+        assert len(archive.kept) == 4
+        assert [row.state for row in empty.items("delivery")] == [State.COMPLETED] * 2
+
+    def test_one_that_answers_the_echo_and_refuses_results_is_called_ever_less(self, bed: Bed) -> None:
+
+        def refuse_results(event: Any) -> None:
+            if len(event.assoc.requestor.primitive.presentation_context_definition_list) > 1:
+                event.assoc.acse.send_reject(2, 3, 1)
+                event.assoc.kill()
+
+        with Archive().open(on_request=refuse_results) as archive:
+            lane = bed.delivery(archive.destination())
+            lane.step()
+            bed.turn(13)
+            lane.step()
+            assert (delivery(bed).attempt, archive.echoes) == (2, 1)
+            bed.turn(13)  # the first wait, but no longer the second
+            assert not lane.step()
+            assert archive.echoes == 1
+            bed.turn(13)
+            lane.step()
+            assert (delivery(bed).attempt, archive.echoes) == (3, 2)
+        assert classes(archive) == []
+
+    def test_a_peer_that_takes_no_echo_is_there_all_the_same(self, bed: Bed) -> None:
+        port = free_port()
+        contexts = [(uid, ["1.2.840.10008.1.2.1", "1.2.840.10008.1.2.5"]) for uid in (SEG, SR)]
+        archive = Archive(server=Scp("PACS", port, []))
+        lane = bed.delivery(archive.destination())
+        lane.step()
+        bed.turn(60)
+        with archive.open(port=port, contexts=contexts):
+            lane.step()
+        assert (delivery(bed).state, archive.echoes) == (State.COMPLETED, 0)
+
+
+class TestBroken:
+    def test_an_abort_in_mid_object_is_no_acceptance(self, bed: Bed) -> None:
+
+        def abort(pdu: Any) -> None:
+            if type(pdu.pdu).__name__ == "P_DATA_TF":
+                pdu.assoc.abort(block=False)
+
+        hostile = [True]
+
+        def break_off(event: Any) -> None:
+            if hostile.pop():
+                event.assoc.bind(evt.EVT_PDU_RECV, abort)
+            hostile.append(False)
+
+        with Archive().open(on_request=break_off) as archive:
+            lane = bed.delivery(archive.destination())
+            lane.step()
+            assert (delivery(bed).state, classes(archive), archive.kept) == (State.IN_PROGRESS, [], [])
+            assert "broke off" in delivery(bed).reason
+            bed.turn(60)
+            lane.step()
+        assert (delivery(bed).state, classes(archive)) == (State.COMPLETED, [SEG, SR])
+
+    def test_a_pacs_that_stalls_after_it_has_the_object_gets_the_same_one_again(self, bed: Bed) -> None:
+        release = threading.Event()
+        archive = Archive()
+
+        def stall(event: Any) -> Dataset:
+            answer = archive.keep(event)
+            release.wait(20)
+            return answer
+
+        with archive.open(stall, archive.keep):
+            lane = bed.delivery(archive.destination(timeout=0.3))
+            lane.step()
+            release.set()
+            assert (delivery(bed).state, bed.rows(Acceptance)) == (State.IN_PROGRESS, [])
+            assert "stopped answering" in delivery(bed).reason
+            bed.turn(60)
+            bed.delivery(archive.destination()).step()
+        assert classes(archive) == [SEG, SEG, SR]
+        assert archive.server.received[0].data_set == archive.server.received[1].data_set
+        assert delivery(bed).state == State.COMPLETED
+
+
+class TestTooLate:
+    """`max_age`."""
+
+    def test_a_result_that_can_be_sent_only_when_it_is_too_old_is_not_sent(self, bed: Bed) -> None:
+        with Archive().open() as archive:
+            lane = bed.delivery(archive.destination(max_age=3600.0))
+            bed.turn(3700)
+            lane.step()
+        row = delivery(bed)
+        assert (row.state, classes(archive), archive.server.associations) == (State.CANCELED, [], [])
+        assert "older than max_age, 3600 s" in row.reason
+
+    def test_half_a_result_is_finished(self, bed: Bed) -> None:
+        with Archive().open(0x0000, 0xA700, 0x0000) as archive:
+            lane = bed.delivery(archive.destination(max_age=3600.0))
+            lane.step()
+            bed.turn(3700)
+            lane.step()
+        assert (delivery(bed).state, classes(archive)) == (State.COMPLETED, [SEG, SR, SR])
