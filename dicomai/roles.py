@@ -163,17 +163,19 @@ def _receiver_named(number: int) -> str:
 def _clear_up_after_others(settings: Settings, database: "Database") -> None:
     """Clear up after every other way in, before anything is planned on what it may have brought.
 
-    Receivers of an earlier start may still be ending, and are waited for; what else is at work clears up by itself.
+    A receiver of an earlier start that had more of them may still be ending, and is waited for; what else is at work
+    clears up by itself.
     """
+    ours = {_receiver_named(number + 1) for number in range(settings.receiver.processes)} - {_receiver_named(1)}
     for way_in in sorted(folder.name for folder in (settings.node.storage / "incoming").iterdir()):
-        is_receiver = way_in.startswith(f"{_receiver_named(1)}-")
-        if not is_receiver and way_in not in _OTHER_WAYS_IN:
+        is_leaver = way_in.startswith(f"{_receiver_named(1)}-") and way_in not in ours
+        if not is_leaver and way_in not in ours | _OTHER_WAYS_IN:
             continue
         try:
-            with locked(settings.node.storage / f"{way_in}.lock", patience=10.0 if is_receiver else 0.0):
+            with locked(settings.node.storage / f"{way_in}.lock", patience=10.0 if is_leaver else 0.0):
                 intake_of(settings, Store(settings.node.storage, way_in), database).recover()
         except ConfigurationError:
-            if is_receiver:
+            if is_leaver:
                 raise
 
 

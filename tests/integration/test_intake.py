@@ -458,11 +458,13 @@ class TestCrashes:
         assert stored.faults(storage, sqlite_bed.url, digests(images)) == []
         assert [row.end for row in sqlite_bed.rows(Association)] == [AssociationEnd.LOST]
 
-    def test_a_fetch_under_way_is_left_alone(self, sqlite_bed: Bed) -> None:
+    @pytest.mark.parametrize("way_in", ["receiver-2", "console", "fetch"])
+    def test_who_is_at_work_is_left_alone(self, sqlite_bed: Bed, way_in: str) -> None:
+        """Such as the other receivers, when the first one starts again by itself."""
         storage = sqlite_bed.folder / "storage"
-        settings = Settings(node={"storage": storage, "worklist": sqlite_bed.url}, receiver={"processes": 1})
-        Store(storage, "fetch").receive(b"head", (b"data",))
-        with locked(storage / "fetch.lock"):
+        settings = Settings(node={"storage": storage, "worklist": sqlite_bed.url}, receiver={"processes": 2})
+        Store(storage, way_in).receive(b"head", (b"data",))
+        with locked(storage / f"{way_in}.lock"):
             _clear_up_after_others(settings, sqlite_bed.database)
         assert len(sqlite_bed.files("incoming")) == 1
 

@@ -110,6 +110,7 @@ class TestOneStudyByEightAssociations:
         shares[3][odd] = shares[3][odd][:-2] + b"\1\1"
         with node(bed.intake) as n:
             said = send_at_once(n.port, shares)
+            wait_until(lambda: all(row.ended_at for row in bed.rows(Association)))
         assert said == [0x0000] * 12 * SENDERS
         assert len(bed.rows(Instance)) == 12
         assert sorted(row.conflicting for row in bed.rows(Version)) == [False] * 12 + [True]
