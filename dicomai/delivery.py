@@ -82,7 +82,8 @@ class Delivery:
     def _deliver(self, claim: Claim) -> None:
         where = {"study": claim.trace, "workitem": claim.item, "destination": claim.destination}
         try:
-            objects = self._settle(claim)
+            # What the destination has whole is only asked for: nothing can be changed or held any more.
+            objects = self._settle(claim) if self._worklist.result(claim) else []
             if objects is None:
                 log.warning("held for a person", **where)
                 return
@@ -158,7 +159,7 @@ class Delivery:
             wait = min(max(self._settings.first_wait, seconds), max(timeout - seconds, 1.0))
             reason = f"{said} does not show it yet: it is asked again."
             log.info("not shown yet", objects=len(hidden), next_try_in_s=round(wait), **where)
-            self._worklist.postpone(claim, wait, reason)
+            self._deliveries.look_again(claim, wait, reason)
         else:
             lost = tuple(o.id for o in taken if o.sop_instance_uid in hidden)
             reason = f"{said} did not show it within {timeout:g} s: look into its log for why it was lost."

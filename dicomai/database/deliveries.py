@@ -69,6 +69,20 @@ class Deliveries:
             item.lease_owner = item.lease_expires = None
             return True
 
+    def look_again(self, claim: Claim, seconds: float, reason: str) -> None:
+        """Let a delivery of which all is accepted wait until it is asked for again; that is no attempt to send.
+
+        Raises:
+            StaleAttemptError: the item is no longer this attempt's; nothing was written.
+        """
+        with self._db.write() as session:
+            item = fenced(session, claim)
+            now = self._db.now(session)
+            item.looks += 1
+            move(session, now, item, State.IN_PROGRESS, claim.owner, reason)
+            item.due_at = now + timedelta(seconds=seconds)
+            item.lease_owner = item.lease_expires = None
+
     def explain(self, destination: str, actor: str, reason: str, event: str = "") -> None:
         """Say of all deliveries that have not begun why they wait.
 

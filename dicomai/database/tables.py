@@ -212,6 +212,7 @@ class Workitem(Table):
     destination: Mapped[str] = mapped_column(String(64), default="")
     attempt: Mapped[int] = mapped_column(default=0)
     setbacks: Mapped[int] = mapped_column(default=0)  # of a delivery: what was not understood, or lost, by now
+    looks: Mapped[int] = mapped_column(default=0)  # of a delivery: attempts that only asked whether it is there by now
     lease_owner: Mapped[str | None] = mapped_column(String(128))
     lease_expires: Mapped[datetime | None]
     due_at: Mapped[datetime]

@@ -93,7 +93,7 @@ class Worklist:
                 item = session.scalars(_claimable(kind, now, destination)).first()
                 if item is None:
                     return None
-                if item.attempt < attempts:
+                if item.attempt - item.looks < attempts:
                     break
                 why = item.reason or "its worker ended without a word"
                 cancel(session, now, item, owner, f"Given up after {item.attempt} attempts: {why}")

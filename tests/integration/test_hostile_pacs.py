@@ -237,7 +237,7 @@ class TestDuplicate:
         with Archive().open(0x0111) as archive:
             sent_until_it_ends(bed, bed.delivery(archive.destination()))
         row = delivery(bed)
-        assert (row.state, classes(archive), bed.rows(Acceptance)) == (State.CANCELED, [SEG], [])
+        assert (row.state, classes(archive), bed.rows(Acceptance)) == (State.CANCELED, [SEG] * 3, [])
         assert "0111" in row.reason
         assert row.reason.endswith("C-FIND does not show it there.")
 
@@ -317,9 +317,27 @@ class TestVerified:
             assert (row.state, row.lease_owner) == (State.IN_PROGRESS, None)
             assert "does not show it yet" in row.reason
             assert not lane.step()
+            for _ in range(3):
+                bed.turn(30)
+                lane.step()
+            row = delivery(bed)
+            assert row.attempt == row.looks > 1  # to ask is no attempt to send
             archive.hides = False
-            bed.turn(30)
+            bed.turn(200)
             lane.step()
+        assert (delivery(bed).state, classes(archive)) == (State.COMPLETED, [SEG, SR])
+
+    def test_a_pacs_that_answers_without_the_keys_above_is_understood(self, bed: Bed) -> None:
+        archive = Archive()
+        full = archive.find
+
+        def answer(event: Any) -> Iterator[tuple[int, Dataset | None]]:
+            for status, ds in full(event):
+                yield status, _data_set(SOPInstanceUID=ds.SOPInstanceUID, StudyInstanceUID="") if ds else None
+
+        archive.find = answer  # type: ignore[method-assign]  # another PACS
+        with archive.open():
+            assert bed.delivery(archive.destination(verify="find")).step()
         assert (delivery(bed).state, classes(archive)) == (State.COMPLETED, [SEG, SR])
 
     def test_what_was_accepted_and_lost_is_sent_again_alone(self, any_bed: Bed) -> None:

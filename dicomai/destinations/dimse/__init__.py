@@ -205,7 +205,8 @@ class DimseDestination:
         """Make sure that an object of which the destination says that it has it is there.
 
         Raises:
-            RejectedError: it is not, or the destination offers no C-FIND.
+            NotKeptError: it does not show it, yet or at all.
+            RejectedError: the destination offers no C-FIND.
             UnreachableError: the destination cannot answer for now.
         """
         said = duplicate.error(f"SOP Instance {outgoing.sop_instance_uid}", self._peer)
@@ -215,7 +216,7 @@ class DimseDestination:
         except RejectedError as error:
             raise RejectedError(f"{said} C-FIND cannot tell whether it is there: {error}") from error
         if not shown:
-            raise RejectedError(f"{said} C-FIND does not show it there.")
+            raise NotKeptError(f"{said} C-FIND does not show it there.")
 
     def _look_into(self, coerced: Sequence[tuple[Outgoing, str]], accepted: Accepted) -> None:
         """Report of coerced objects what C-FIND shows of them; they are accepted in any case."""

@@ -108,7 +108,7 @@ class Finder:
                 answers += 1
                 if answers > _MOST_ANSWERS:
                     raise RejectedError(f"{link.peer} has over {_MOST_ANSWERS} answers for one object: see its log.")
-                if answer is not None and all(_text(answer, keyword) == value for keyword, value in keys.items()):
+                if answer is not None and _fits(answer, keys, _KEY_OF[level]):
                     taken.append(answer)
         return taken
 
@@ -124,6 +124,15 @@ def finding(peer: Peer) -> Iterator[Finder]:
     """
     with requested(peer, [build_context(FIND)], connect_timeout=peer.timeout) as link:
         yield Finder(link)
+
+
+_KEY_OF = {"STUDY": "StudyInstanceUID", "IMAGE": "SOPInstanceUID"}
+
+
+def _fits(answer: Dataset, keys: Mapping[str, str], own: str) -> bool:
+    """Tell whether an answer is what was asked for: some peers leave the keys of the levels above out of it."""
+    found = {keyword: _text(answer, keyword) for keyword in keys}
+    return found[own] == keys[own] and all(found[keyword] in {"", value} for keyword, value in keys.items())
 
 
 def _identifier(keys: Mapping[str, str]) -> Dataset:

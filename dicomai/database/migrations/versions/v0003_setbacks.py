@@ -1,4 +1,4 @@
-"""How often a destination did not understand, or lost, what it was sent."""
+"""How often a destination did not understand, or lost, what it was sent; and how often it was asked for it."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,5 +8,6 @@ down_revision = "0002"
 
 
 def upgrade() -> None:
-    """Add the column."""
-    op.add_column("workitem", sa.Column("setbacks", sa.Integer(), nullable=False, server_default="0"))
+    """Add the columns."""
+    for name in ("setbacks", "looks"):
+        op.add_column("workitem", sa.Column(name, sa.Integer(), nullable=False, server_default="0"))
