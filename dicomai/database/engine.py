@@ -110,10 +110,14 @@ class Database:
         """
         if not self._sqlite:
             return
-        # A transaction that changes nothing would sync nothing. What is no more in the log is in the database, synced.
+        # A transaction that changes nothing would sync nothing. What is no more in the log is in the database, synced:
+        # the last connection that closes, as after Ctrl-C in a transaction, takes the log away.
+        database = str(self._engine.url.database)
         try:
-            with open(f"{self._engine.url.database}-wal", "rb") as log:  # noqa: PTH123  a name with a suffix
-                os.fsync(log.fileno())
+            try:
+                _sync_file(f"{database}-wal")
+            except FileNotFoundError:
+                _sync_file(database)
         except OSError as error:
             raise StoreError(f"The worklist database cannot be synced ({error.strerror}); check its disk.") from error
 
@@ -164,6 +168,11 @@ class Database:
         self._engine.dispose()
         if isinstance(self._turn, Turn):
             self._turn.close()
+
+
+def _sync_file(name: str) -> None:
+    with Path(name).open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def owner_name(role: str, pid: int) -> str:
