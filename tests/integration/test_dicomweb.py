@@ -88,13 +88,6 @@ def body_of(files: Iterable[bytes]) -> bytes:
 
 
 @pytest.fixture
-def bed(database_url: str, tmp_path: Path) -> Iterator[Bed]:
-    made = Bed(tmp_path, database_url)
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def small(tmp_path: Path) -> Iterator[Bed]:
     made = Bed(tmp_path, f"sqlite:///{tmp_path / 'worklist.db'}")
     yield made

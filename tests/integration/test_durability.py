@@ -1,15 +1,12 @@
 """What the power may take away, and what it may not: see `tests/acceptance/test_power_cut.py` for a real disk."""
 
-import copy
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import BinaryIO
 
 import pytest
 import sqlalchemy as sa
-from pydicom.dataset import FileDataset
 from structlog.testing import capture_logs
 
 from dicomai.association import AssociationEnd
@@ -23,51 +20,11 @@ from dicomai.errors import StoreError
 from dicomai.intake import Intake
 from dicomai.store import Incoming
 from tests import stored
+from tests.arrivals import assert_sound, changed, ct, cut_power, digests, raise_store_error, repixeled
 from tests.beds import QUIET, Bed, announced, as_received, parts
-from tests.powercuts import cut_power, digests
 from tests.synthetic import series
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def bed(database_url: str, tmp_path: Path) -> Iterator[Bed]:
-    made = Bed(tmp_path, database_url)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def sqlite_bed(tmp_path: Path) -> Iterator[Bed]:
-    made = Bed(tmp_path, f"sqlite:///{tmp_path / 'worklist.db'}")
-    yield made
-    made.close()
-
-
-def raise_store_error(*_: object, **__: object) -> NoReturn:
-    raise StoreError("The disk went away.")
-
-
-def ct(count: int = 3, **attributes: Any) -> list[FileDataset]:
-    return series(shape=(count, 4, 4), **attributes)
-
-
-def changed(ds: FileDataset, **attributes: Any) -> FileDataset:
-    """The same instance as another copy of the PACS has it."""
-    again = copy.deepcopy(ds)
-    for keyword, value in attributes.items():
-        setattr(again, keyword, value)
-    return again
-
-
-def repixeled(ds: FileDataset) -> FileDataset:
-    return changed(ds, PixelData=bytes(ds.PixelData[:-2]) + b"\x01\x01")
-
-
-def assert_sound(bed: Bed) -> None:
-    """No row without its file, no file without its row, nothing half received."""
-    assert bed.files("instances") == {version.key for version in bed.rows(Version)}
-    assert bed.files("incoming") == set()
 
 
 def starts_again(bed: Bed) -> None:
@@ -248,6 +205,18 @@ class TestAPowerCut:
         monkeypatch.setattr(os, "fsync", lambda fd: synced.append(Path(f"/proc/self/fd/{fd}").readlink().name))
         sqlite_bed.database.sync()
         assert synced == ["worklist.db-wal"]
+
+    def test_where_the_last_connection_took_the_log_away_the_database_is(
+        self, sqlite_bed: Bed, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with pytest.raises(KeyboardInterrupt), sqlite_bed.database.swiftly():
+            raise KeyboardInterrupt
+        sqlite_bed.database.close()
+        assert not Path(f"{sqlite_bed.folder / 'worklist.db'}-wal").exists()
+        synced: list[str] = []
+        monkeypatch.setattr(os, "fsync", lambda fd: synced.append(Path(f"/proc/self/fd/{fd}").readlink().name))
+        sqlite_bed.database.sync()
+        assert synced == ["worklist.db"]
 
     def test_only_arrivals_of_images_wait_for_a_later_sync(self, sqlite_bed: Bed) -> None:
         database = sqlite_bed.database

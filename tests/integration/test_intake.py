@@ -1,6 +1,5 @@
 """The way in, on real files and both databases: nothing acknowledged is lost, nothing is there twice."""
 
-import copy
 import dataclasses
 import signal
 import struct
@@ -8,12 +7,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import BinaryIO
 
 import pytest
-from pydicom.dataset import FileDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
     CTImageStorage,
@@ -47,51 +44,11 @@ from dicomai.roles import _clear_up_after_others, locked
 from dicomai.store import Store
 from dicomai.study import Identity
 from tests import stored
+from tests.arrivals import assert_sound, changed, ct, cut_power, digests, repixeled
 from tests.beds import QUIET, Bed, announced, as_received, parts, parts_of
-from tests.powercuts import cut_power, digests
-from tests.synthetic import encode, plain, series
+from tests.synthetic import encode, plain
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def bed(database_url: str, tmp_path: Path) -> Iterator[Bed]:
-    made = Bed(tmp_path, database_url)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def sqlite_bed(tmp_path: Path) -> Iterator[Bed]:
-    made = Bed(tmp_path, f"sqlite:///{tmp_path / 'worklist.db'}")
-    yield made
-    made.close()
-
-
-def raise_store_error(*_: object, **__: object) -> NoReturn:
-    raise StoreError("The disk went away.")
-
-
-def ct(count: int = 3, **attributes: Any) -> list[FileDataset]:
-    return series(shape=(count, 4, 4), **attributes)
-
-
-def changed(ds: FileDataset, **attributes: Any) -> FileDataset:
-    """The same instance as another copy of the PACS has it."""
-    again = copy.deepcopy(ds)
-    for keyword, value in attributes.items():
-        setattr(again, keyword, value)
-    return again
-
-
-def repixeled(ds: FileDataset) -> FileDataset:
-    return changed(ds, PixelData=bytes(ds.PixelData[:-2]) + b"\x01\x01")
-
-
-def assert_sound(bed: Bed) -> None:
-    """No row without its file, no file without its row, nothing half received."""
-    assert bed.files("instances") == {version.key for version in bed.rows(Version)}
-    assert bed.files("incoming") == set()
 
 
 def test_a_study_is_filed_and_indexed(bed: Bed) -> None:

@@ -38,20 +38,6 @@ ROOT = Path(__file__).parents[2]
 SENDERS = 8
 
 
-@pytest.fixture
-def bed(database_url: str, tmp_path: Path) -> Iterator[Bed]:
-    made = Bed(tmp_path, database_url)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def sqlite_bed(tmp_path: Path) -> Iterator[Bed]:
-    made = Bed(tmp_path, f"sqlite:///{tmp_path / 'worklist.db'}")
-    yield made
-    made.close()
-
-
 def encoded(images: Sequence[FileDataset]) -> dict[str, bytes]:
     """Give the data sets by SOP Instance UID, in their order."""
     return {str(ds.SOPInstanceUID): parts(ds)[1] for ds in images}

@@ -26,13 +26,6 @@ STUDY = generate_uid()
 
 
 @pytest.fixture
-def bed(database_url: str, tmp_path: Path) -> Iterator[Bed]:
-    made = Bed(tmp_path, database_url)
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def sqlite(tmp_path: Path) -> Iterator[Bed]:
     """For what SQL has no say in."""
     made = Bed(tmp_path, f"sqlite:///{tmp_path / 'worklist.db'}")
