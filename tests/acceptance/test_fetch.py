@@ -96,7 +96,7 @@ def interrupt(node: Node, *arguments: str, after: int) -> None:
         until(lambda: len(kept(node)) - before >= after or process.poll() is not None, 30)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=30)
-    assert process.returncode == 130
+    assert process.returncode == 130, said
     assert said == "Interrupted. The same command goes on from here.\n"
 
 
