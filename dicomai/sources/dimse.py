@@ -5,25 +5,19 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
-from pydicom.config import IGNORE
-from pydicom.datadict import dictionary_VR
-from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
-from pydicom.tag import Tag
 from pynetdicom import build_context
 from pynetdicom.status import QR_FIND_SERVICE_CLASS_STATUS
 
 from dicomai.config import SourceSettings, TlsSettings
 from dicomai.destinations.dimse.association import Peer
+from dicomai.destinations.dimse.find import FIND, identifier
 from dicomai.errors import DeliveryError, RejectedError, UnreachableError, UnreadableError
 from dicomai.routing import values
 from dicomai.sources.association import SourceLink, associate, peer_of
 from dicomai.sources.query import FoundSeries, FoundStudy, Query, day_of
 from dicomai.store import checked_uid
 from dicomai.study import UNREADABLE
-
-FIND = "1.2.840.10008.5.1.4.1.2.2.1"
-"""Study Root Query/Retrieve Information Model - FIND."""
 
 MOST_ANSWERS = 100_000
 """How many matches of one C-FIND are taken; a source that goes on and on does not fill our memory."""
@@ -163,16 +157,6 @@ class Finder:
                         f"{link.peer} has more than {MOST_ANSWERS} matches at the level {level}: ask for less."
                     )
         return taken
-
-
-def identifier(level: str, keys: Mapping[str, str]) -> Dataset:
-    """Make the identifier of a query or a retrieval (PS3.4 C.4.1.1.3, C.4.2.1.4)."""
-    ds = Dataset()
-    for keyword, value in {"QueryRetrieveLevel": level, **keys}.items():
-        tag = Tag(keyword)
-        # Scanners make UIDs that break PS3.5 9.1, and archives hold them.
-        ds.add(DataElement(tag, dictionary_VR(tag), value, validation_mode=IGNORE))
-    return ds
 
 
 def _refusal(link: SourceLink, level: str, status: int) -> DeliveryError:

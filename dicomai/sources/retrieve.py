@@ -24,11 +24,11 @@ from pynetdicom.status import QR_GET_SERVICE_CLASS_STATUS, QR_MOVE_SERVICE_CLASS
 
 from dicomai.destinations.dimse import MAX_CONTEXTS
 from dicomai.destinations.dimse.association import Peer
+from dicomai.destinations.dimse.find import FIND, identifier
 from dicomai.errors import DicomaiError, InputError, NotAcceptedError, RejectedError, StorageFullError, TooLargeError
 from dicomai.filemeta import FileMeta
 from dicomai.log import place
 from dicomai.sources.association import SourceLink, associate
-from dicomai.sources.dimse import FIND, identifier
 
 MOVE = "1.2.840.10008.5.1.4.1.2.2.2"
 """Study Root Query/Retrieve Information Model - MOVE."""

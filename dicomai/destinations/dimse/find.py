@@ -95,9 +95,9 @@ class Finder:
     def _find(self, level: str, keys: Mapping[str, str], *wanted: str) -> list[Dataset]:
         """Ask, and give the answers that are what was asked for: some peers pass over keys."""
         link, taken, answers = self._link, list[Dataset](), 0
-        identifier = _identifier({"QueryRetrieveLevel": level, **keys, **dict.fromkeys(wanted, "")})
+        asked = identifier(level, {**keys, **dict.fromkeys(wanted, "")})
         with link.talk():
-            for status, answer in link.assoc.send_c_find(identifier, FIND):
+            for status, answer in link.assoc.send_c_find(asked, FIND):
                 code = status.get("Status")
                 if code is None:
                     raise link.broken()
@@ -135,11 +135,12 @@ def _fits(answer: Dataset, keys: Mapping[str, str], own: str) -> bool:
     return found[own] == keys[own] and all(found[keyword] in {"", value} for keyword, value in keys.items())
 
 
-def _identifier(keys: Mapping[str, str]) -> Dataset:
+def identifier(level: str, keys: Mapping[str, str]) -> Dataset:
+    """Make the identifier of a query or a retrieval (PS3.4 C.4.1.1.3, C.4.2.1.4)."""
     ds = Dataset()
-    for keyword, value in keys.items():
+    for keyword, value in {"QueryRetrieveLevel": level, **keys}.items():
         tag = Tag(keyword)
-        # Scanners make UIDs that break PS3.5 9.1, and results bear them.
+        # Scanners make UIDs that break PS3.5 9.1, and archives and results hold them.
         ds.add(DataElement(tag, dictionary_VR(tag), value, validation_mode=IGNORE))
     return ds
 
