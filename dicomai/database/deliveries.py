@@ -1,15 +1,15 @@
 """What deliveries alone need of the worklist: whether results are there still, and what is said while nobody is."""
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import sqlalchemy as sa
 
 from dicomai.database import audit
 from dicomai.database.engine import Database
 from dicomai.database.tables import Acceptance, Workitem
-from dicomai.database.transitions import cancel, move
-from dicomai.database.worklist import Claim, FrozenObject, fenced, objects_of
+from dicomai.database.transitions import cancel
+from dicomai.database.worklist import Claim, FrozenObject, fenced, objects_of, put_off
 from dicomai.workitem import Kind, State
 
 
@@ -64,9 +64,7 @@ class Deliveries:
             if item.setbacks >= most:
                 cancel(session, now, item, claim.owner, f"Given up after {item.setbacks} times: {reason}")
                 return False
-            move(session, now, item, State.IN_PROGRESS, claim.owner, reason)
-            item.due_at = now + timedelta(seconds=seconds)
-            item.lease_owner = item.lease_expires = None
+            put_off(session, now, item, claim.owner, seconds, reason)
             return True
 
     def look_again(self, claim: Claim, seconds: float, reason: str) -> None:
@@ -77,11 +75,8 @@ class Deliveries:
         """
         with self._db.write() as session:
             item = fenced(session, claim)
-            now = self._db.now(session)
             item.looks += 1
-            move(session, now, item, State.IN_PROGRESS, claim.owner, reason)
-            item.due_at = now + timedelta(seconds=seconds)
-            item.lease_owner = item.lease_expires = None
+            put_off(session, self._db.now(session), item, claim.owner, seconds, reason)
 
     def explain(self, destination: str, actor: str, reason: str, event: str = "") -> None:
         """Say of all deliveries that have not begun why they wait.

@@ -313,11 +313,7 @@ class Worklist:
             StaleAttemptError: the item is no longer this attempt's; nothing was written.
         """
         with self._db.write() as session:
-            item = fenced(session, claim)
-            now = self._db.now(session)
-            move(session, now, item, State.IN_PROGRESS, claim.owner, reason)
-            item.due_at = now + timedelta(seconds=seconds)
-            item.lease_owner = item.lease_expires = None
+            put_off(session, self._db.now(session), fenced(session, claim), claim.owner, seconds, reason)
 
     def hold(self, claim: Claim, reason: str) -> None:
         """Let the item wait for a person.
@@ -327,11 +323,8 @@ class Worklist:
         """
         with self._db.write() as session:
             item = fenced(session, claim)
-            now = self._db.now(session)
-            move(session, now, item, State.IN_PROGRESS, claim.owner, reason)
+            put_off(session, self._db.now(session), item, claim.owner, 0.0, reason)
             item.hold = reason
-            item.due_at = now
-            item.lease_owner = item.lease_expires = None
 
     def fail(self, claim: Claim, reason: str) -> None:
         """End the item without a result, for the reason given in a sentence.
@@ -401,6 +394,13 @@ def _claimable(kind: Kind, now: datetime, destination: str | None) -> sa.Select[
     if destination is not None:
         query = query.where(Workitem.destination == destination)
     return query.order_by(Workitem.priority, Workitem.due_at, Workitem.id).limit(1).with_for_update(skip_locked=True)
+
+
+def put_off(session: Session, now: datetime, item: Workitem, actor: str, seconds: float, reason: str) -> None:
+    """Let an item that is under way wait, without a lease."""
+    move(session, now, item, State.IN_PROGRESS, actor, reason)
+    item.due_at = now + timedelta(seconds=seconds)
+    item.lease_owner = item.lease_expires = None
 
 
 def fenced(session: Session, claim: Claim) -> Workitem:
