@@ -18,6 +18,7 @@ from pydicom.uid import SecondaryCaptureImageStorage
 
 from dicomai import pixels, render
 from dicomai.findings import Findings
+from dicomai.findings import areas as slice_areas
 from dicomai.outputs.common import (
     Geometry,
     carry,
@@ -96,8 +97,7 @@ def areas(findings: Findings) -> Areas:
     """Count the voxels of each segment in each slice."""
     counted: dict[tuple[int, int], NDArray[np.int64]] = {}
     for index, layer in enumerate(findings.layers):
-        longest = int(layer.labels.max(initial=0)) + 1
-        table = np.stack([np.bincount(plane.ravel(), minlength=longest) for plane in layer.labels])
+        table = np.stack(list(slice_areas(layer)))
         counted |= {(index, int(value)): table[:, value] for value in np.flatnonzero(table.any(axis=0)) if value}
     return counted
 

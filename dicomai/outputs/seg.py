@@ -23,6 +23,7 @@ from dicomai.outputs.common import (
     equipment,
     finish,
     geometry,
+    say_lossy,
     tracking,
 )
 from dicomai.outputs.frames import PER_FRAME_FUNCTIONAL_GROUPS, describe, overlap, pack, presence
@@ -64,7 +65,7 @@ def build(findings: Findings, sources: Sources, provenance: Provenance) -> Datas
     groups = describe(frames, made.PerFrameFunctionalGroupsSequence, several=len(found) > 1)
     del made.PerFrameFunctionalGroupsSequence, made.PixelData
     _name_dimensions(made, provenance)
-    _say_lossy(made, sources)
+    say_lossy(made, sources)
     # Viewers sort by it. Laterality stays with the sources: in a segmentation validators take it for a fault.
     if sources.header.get("BodyPartExamined"):
         carry(made, sources.header, "BodyPartExamined")
@@ -203,13 +204,3 @@ def _name_dimensions(made: Dataset, provenance: Provenance) -> None:
     uid = provenance.uid("seg", "dimensions")
     for item in (*made.DimensionOrganizationSequence, *made.DimensionIndexSequence):
         item.DimensionOrganizationUID = uid
-
-
-def _say_lossy(made: Dataset, sources: Sources) -> None:
-    """Carry a loss in the sources' history on (PS3.3 C.7.6.1.1.5); once lossy, always lossy."""
-    if not sources.lossy:
-        return
-    made.LossyImageCompression = "01"
-    for keyword in ("LossyImageCompressionRatio", "LossyImageCompressionMethod"):
-        if sources.header.get(keyword):
-            carry(made, sources.header, keyword)
