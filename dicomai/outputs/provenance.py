@@ -18,7 +18,7 @@ _NAMESPACE = UUID("8d57433b-99c7-474e-becd-42c5c3781abc")
 FIRST_SERIES_NUMBER = 9000
 
 # An output keeps its place for ever, so that the same run always gives the same series numbers; new ones go last.
-OUTPUTS = ("seg", "sr", "keyimage")
+OUTPUTS = ("seg", "sr", "keyimage", "kos", "gsps", "rtstruct", "pdf", "mesh", "saliency", "report", "fractional")
 
 
 def derived_uid(*parts: object) -> str:
