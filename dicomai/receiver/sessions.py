@@ -57,10 +57,12 @@ class Sessions:
         self._intake = intake
         self._lock = threading.Lock()
         self._open: dict[Association, Session] = {}
+        self._closing = 0
 
     def __len__(self) -> int:
+        """Count those that are open, and those whose end is being written down."""
         with self._lock:
-            return len(self._open)
+            return len(self._open) + self._closing
 
     def associations(self) -> list[Association]:
         """List the open ones."""
@@ -102,10 +104,18 @@ class Sessions:
         """
         with self._lock:
             session = self._open.pop(assoc, None)
-        if session is None or session.row is None:
-            return
+            if session is None or session.row is None:
+                return
+            self._closing += 1  # who waits for the last one waits until it is written down
+        try:
+            self._close(session, session.row, outcome)
+        finally:
+            with self._lock:
+                self._closing -= 1
+
+    def _close(self, session: Session, row: int, outcome: AssociationEnd) -> None:
         facts = {
-            "association": session.row,
+            "association": row,
             "calling_ae": session.calling_ae,
             "instances": session.instances,
             "failures": session.failures,
@@ -124,11 +134,11 @@ class Sessions:
         else:
             log.warning(f"association {outcome}", remedy=_REMEDY[outcome], **facts)
         try:
-            self._intake.close_association(session.row, outcome)
+            self._intake.close_association(row, outcome)
         except Exception as error:  # noqa: BLE001  whatever the index has, its lease runs out and says the same
             log.error(
                 "the end of an association could not be written down; its lease will run out",
-                association=session.row,
+                association=row,
                 error=type(error).__name__,
             )
 
