@@ -19,10 +19,14 @@ from pydicom.sr.coding import Code
 from dicomai.accepts import Input
 from dicomai.errors import BundleError
 from dicomai.findings import Segment
+from dicomai.quantities import DERIVATIONS, QUANTITIES, Kind, Quantity
 
-VOLUME = Code("118565006", "SCT", "Volume")
-
-_CM3_PER_MM3 = {"cm3": 1e-3, "mm3": 1.0}  # CID 7462, as far as it is of use for organs
+_TITLES = (  # CID 7021
+    Code("126000", "DCM", "Imaging Measurement Report"),
+    Code("126001", "DCM", "Oncology Measurement Report"),
+    Code("126002", "DCM", "Dynamic Contrast MR Measurement Report"),
+    Code("126003", "DCM", "PET Measurement Report"),
+)
 
 
 def _dicom_text(value: str) -> str:
@@ -65,6 +69,7 @@ class Algorithm(_Part):
         manufacturer: who made it, for Contributing Equipment (0018,A001).
         description: what it does, in a sentence or two.
         reference: the publication.
+        report_title: of its reports, of CID 7021, where one of those says what they are.
         license: of the weights, as an SPDX identifier.
         version: Algorithm Version (0066,0031): the `version` of metadata.json, not a key of `dicomai.toml`.
     """
@@ -74,35 +79,65 @@ class Algorithm(_Part):
     manufacturer: DicomText
     description: str
     reference: str = ""
+    report_title: CodedConcept | None = None
     license: str
     version: DicomText
 
+    @model_validator(mode="after")
+    def _titled(self) -> Self:
+        if self.report_title is not None and self.report_title not in _TITLES:
+            known = ", ".join(f"[{one.value}, {one.scheme_designator}, {one.meaning}]" for one in _TITLES)
+            raise ValueError(f"report_title is one of {known}, not '{self.report_title.meaning}'")
+        return self
+
 
 class Wanted(_Part):
-    """`[[measurement]]`: what is measured of every segment that has a voxel.
+    """`[[measurement]]`: what is measured of segments that have a voxel.
 
     Attributes:
-        name: (118565006, SCT, Volume): voxels times the volume of a voxel.
-        unit: (cm3, UCUM, cubic centimeter) or mm3 (CID 7462).
+        name: a code of `quantities.QUANTITIES`, such as (118565006, SCT, Volume).
+        unit: a UCUM code that the quantity can have, such as (cm3, UCUM, cubic centimeter).
         method: such as (126030, DCM, Sum of segmented voxel method for volume), for the SR.
+        derivation: of an intensity: mean, standard deviation, minimum or maximum (CID 7464).
+        segments: the labels of the segments that are measured; all where it is empty.
     """
 
     name: CodedConcept
     unit: CodedConcept
     method: CodedConcept | None = None
+    derivation: CodedConcept | None = None
+    segments: tuple[DicomText, ...] = ()
 
     @model_validator(mode="after")
     def _measurable(self) -> Self:
-        if self.name != VOLUME:
-            raise ValueError(f"'{self.name.meaning}' cannot be measured; what can is [118565006, SCT, Volume]")
-        if self.unit.scheme_designator != "UCUM" or self.unit.value not in _CM3_PER_MM3:
-            raise ValueError(f"the unit of a volume is cm3 or mm3 of UCUM, not '{self.unit.value}'")
+        if self.name not in QUANTITIES:
+            known = ", ".join(f"[{one.value}, {one.scheme_designator}, {one.meaning}]" for one in QUANTITIES)
+            raise ValueError(f"'{self.name.meaning}' cannot be measured; what can is {known}")
+        units = self.quantity.units
+        if self.unit.scheme_designator != "UCUM" or self.unit.value not in units:
+            raise ValueError(
+                f"the unit of '{self.name.meaning}' is {' or '.join(units)} of UCUM, not '{self.unit.value}'"
+            )
+        if self.quantity.kind is not Kind.INTENSITY and self.derivation is not None:
+            raise ValueError(f"'{self.name.meaning}' takes no derivation: an intensity does")
+        if self.quantity.kind is Kind.INTENSITY and (self.derivation is None or self.derivation not in DERIVATIONS):
+            known = ", ".join(f"[{one.value}, {one.scheme_designator}, {one.meaning}]" for one in DERIVATIONS)
+            raise ValueError(f"'{self.name.meaning}' needs a derivation, one of {known}")
         return self
 
     @property
-    def per_mm3(self) -> float:
-        """How many of the unit one cubic millimetre is."""
-        return _CM3_PER_MM3[self.unit.value]
+    def quantity(self) -> Quantity:
+        """What is measured."""
+        return QUANTITIES[self.name]
+
+    @property
+    def scale(self) -> float:
+        """How many of the unit are one cubic millimetre, millimetre, or one."""
+        return self.quantity.units[self.unit.value]
+
+    def wants(self, segment: Segment) -> bool:
+        """Tell whether a segment is to be measured."""
+        return not self.segments or segment.label in self.segments
 
 
 class WeightsFile(_Part):
@@ -187,6 +222,9 @@ class _File(_Part):
         layers = {one.layer for one in self.segment}
         if layers != set(range(1, len(layers) + 1)):
             raise ValueError(f"layers count from 1 without a gap, not {sorted(layers)}")
+        labels = {one.label for one in self.segment}
+        for unknown in (label for one in self.measurement for label in one.segments if label not in labels):
+            raise ValueError(f"[[measurement]] names the segment '{unknown}'; there are: {', '.join(sorted(labels))}")
         return self
 
 
@@ -203,7 +241,7 @@ class Bundle:
         algorithm: what results say that made them.
         inputs: one per role; label maps lie on the grid of the first.
         layers: the segments of each label map; segments within a layer do not overlap.
-        measurements: what is measured of every segment.
+        measurements: what is measured of which segments.
         empty: whether a result without any voxel is a failure or a finding ('it is not there').
         weights: the files of weights and their source.
     """

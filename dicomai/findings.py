@@ -1,5 +1,6 @@
 """Findings: what a model says of its input. Arrays and codes; no network, no DICOM objects."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -60,8 +61,9 @@ class Measurement:
         name: such as (118565006, SCT, Volume).
         value: in `unit`.
         unit: UCUM code from CID 7462 or alike, such as (cm3, UCUM, cubic centimeter).
-        method: how it was measured, where a code exists.
         segment: the segment that was measured.
+        method: how it was measured, where a code exists.
+        derivation: how an intensity was made of many (CID 7464), such as (373098007, SCT, Mean).
     """
 
     name: Code
@@ -69,6 +71,170 @@ class Measurement:
     unit: Code
     segment: Segment
     method: Code | None = None
+    derivation: Code | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is no number: no report can hold it, and no reader must see it.
+
+        Raises:
+            InferenceError: the value is not a number, or infinite.
+        """
+        if not math.isfinite(self.value):
+            raise InferenceError(
+                f"The {self.name.meaning} of {self.segment.label} is {self.value}, which is no number: correct how the"
+                " bundle measures it, or leave it out where it cannot be measured."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Saliency:
+    """How much each voxel of the source grid counted for the answer, or another quantity of each voxel.
+
+    Attributes:
+        values: shape (z, y, x), finite, in `unit`.
+        quantity: what the values are, as a code.
+        unit: UCUM code, such as (1, UCUM, no units).
+        label: the same for people, at most 16 characters, such as 'Saliency'.
+    """
+
+    values: NDArray[np.float32] = field(repr=False)
+    quantity: Code
+    unit: Code
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """A question and its answer in codes, such as how an image is classified.
+
+    Attributes:
+        name: what was asked, such as (233604007, SCT, Pneumonia).
+        answer: such as (52101004, SCT, Present).
+        site: where, if it is about a part of the images.
+        probability: that the answer is right, 0 to 1, as the model has it; None where it gives none.
+    """
+
+    name: Code
+    answer: Code
+    site: Code | None = None
+    probability: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a probability that is none.
+
+        Raises:
+            InferenceError: it is not from 0 to 1.
+        """
+        _check_probability(self.probability, self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A number that is about no segment, such as a calcium score.
+
+    Attributes:
+        name: such as (112058, DCM, Calcium score).
+        value: in `unit`.
+        unit: UCUM code.
+        site: where, if it is about a part of the images.
+        method: how it was made, where a code exists.
+    """
+
+    name: Code
+    value: float
+    unit: Code
+    site: Code | None = None
+    method: Code | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is no number.
+
+        Raises:
+            InferenceError: the value is not a number, or infinite.
+        """
+        if not math.isfinite(self.value):
+            raise InferenceError(
+                f"The {self.name.meaning} is {self.value}, which is no number: correct how the bundle makes it."
+            )
+
+
+class Shape(StrEnum):
+    """What a region looks like."""
+
+    POINT = "point"
+    BOX = "box"
+    ELLIPSOID = "ellipsoid"
+
+
+Vector = tuple[float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """Where a detection lies, in the Frame of Reference of the images.
+
+    Attributes:
+        shape: what it looks like.
+        center: LPS, mm.
+        semi_axes: from the centre to the middle of three faces, or along three half axes, LPS, mm; at right angles to
+            each other. None for a point.
+    """
+
+    shape: Shape
+    center: Vector
+    semi_axes: tuple[Vector, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what is no such shape.
+
+        Raises:
+            InferenceError: a number is none, an axis is missing or has no length, or they are not at right angles.
+        """
+        axes = np.asarray(self.semi_axes, dtype=np.float64).reshape(-1, 3)
+        lengths = np.linalg.norm(axes, axis=1)
+        if not (np.isfinite(self.center).all() and np.isfinite(axes).all()):
+            raise InferenceError(f"A {self.shape} that was detected lies at what are no numbers.")
+        if len(axes) != (0 if self.shape is Shape.POINT else 3) or not lengths.all():
+            raise InferenceError(
+                f"A {self.shape} that was detected has {np.count_nonzero(lengths)} axes with a length."
+            )
+        angles = axes / lengths[:, np.newaxis] if len(axes) else axes
+        if not np.allclose(angles @ angles.T, np.eye(len(axes)), atol=1e-3):
+            raise InferenceError(f"A {self.shape} that was detected has axes that are not at right angles.")
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """Something that was found at a place, without a mask.
+
+    Attributes:
+        type: what, such as (27925004, SCT, Nodule).
+        category: of what kind that is (CID 7150), such as (49755003, SCT, Morphologically Abnormal Structure).
+        site: in which part of the body.
+        region: where.
+        probability: that it is there, 0 to 1, as the model has it; None where it gives none.
+    """
+
+    type: Code
+    category: Code
+    site: Code
+    region: Region
+    probability: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a probability that is none.
+
+        Raises:
+            InferenceError: it is not from 0 to 1.
+        """
+        _check_probability(self.probability, self.type)
+
+
+def _check_probability(probability: float | None, name: Code) -> None:
+    if probability is not None and not 0 <= probability <= 1:
+        raise InferenceError(
+            f"The probability of {name.meaning} is {probability:g}: a bundle gives probabilities from 0 to 1."
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +246,20 @@ class Findings:
         measurements: numbers, each of a segment.
         outcome: findings, or looked for and not there.
         remarks: sentences that a reader must see with the result, such as 'outside the validated input: ...'.
+        evaluations: questions and their answers.
+        scores: numbers that are about no segment.
+        detections: what was found at a place, without a mask.
+        saliency: what the answer rests on, where the engine says so.
     """
 
     layers: tuple[Layer, ...]
     measurements: tuple[Measurement, ...]
     outcome: Outcome
     remarks: tuple[str, ...] = ()
+    evaluations: tuple[Evaluation, ...] = ()
+    scores: tuple[Score, ...] = ()
+    detections: tuple[Detection, ...] = ()
+    saliency: Saliency | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,16 +1,16 @@
 """Label maps -> Findings: which segments have voxels, how large they are, and what an empty mask means."""
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
 
 from dicomai.bundle import Bundle
 from dicomai.findings import Findings, Layer, Measurement, Outcome, Segment
 from dicomai.inference.errors import UnusableAnswerError
+from dicomai.measuring import measure
+from dicomai.volume import Volume
 
 
-def findings(bundle: Bundle, label_maps: NDArray[np.uint16], voxel_volume: float) -> Findings:
+def findings(bundle: Bundle, label_maps: NDArray[np.uint16], volume: Volume) -> Findings:
     """Make findings of a bundle's label maps.
 
     A segment without a voxel is not measured: a result cannot refer to what it does not hold.
@@ -18,7 +18,7 @@ def findings(bundle: Bundle, label_maps: NDArray[np.uint16], voxel_volume: float
     Args:
         bundle: what the labels mean.
         label_maps: (layer, z, y, x)
-        voxel_volume: in mm3.
+        volume: what they lie on.
 
     Raises:
         UnusableAnswerError: there are more or fewer layers than the bundle describes, a label that it does not
@@ -29,12 +29,13 @@ def findings(bundle: Bundle, label_maps: NDArray[np.uint16], voxel_volume: float
             f"{bundle.name} gave {len(label_maps)} label maps and dicomai.toml describes {len(bundle.layers)}: every"
             " channel after postprocessing is a layer."
         )
-    layers, measurements = [], []
+    layers: list[Layer] = []
+    measurements: list[Measurement] = []
     for labels, segments in zip(label_maps, bundle.layers, strict=True):
         counts = np.bincount(labels.ravel())
         _check_labels(bundle, counts, segments)
         layers.append(Layer(_smallest(labels, segments), segments))
-        measurements += _measurements(bundle, counts, segments, voxel_volume)
+        measurements += measure(bundle.measurements, layers[-1], counts, volume)
     if any(layer.labels.any() for layer in layers):
         return Findings(tuple(layers), tuple(measurements), Outcome.FINDINGS)
     if bundle.empty == "failure":
@@ -55,17 +56,3 @@ def _smallest(labels: NDArray[np.uint16], segments: tuple[Segment, ...]) -> NDAr
     if max(segment.number for segment in segments) <= np.iinfo(np.uint8).max:
         return labels.astype(np.uint8)
     return labels
-
-
-def _measurements(
-    bundle: Bundle, counts: NDArray[np.intp], segments: tuple[Segment, ...], voxel_volume: float
-) -> list[Measurement]:
-    found = [segment for segment in segments if segment.number < len(counts) and counts[segment.number]]
-    results = []
-    for wanted in bundle.measurements:
-        for segment in found:
-            value = float(counts[segment.number]) * voxel_volume * wanted.per_mm3
-            if not math.isfinite(value):
-                raise UnusableAnswerError(f"{bundle.name}: the {wanted.name.meaning} of {segment.label} is no number.")
-            results.append(Measurement(wanted.name, value, wanted.unit, segment, wanted.method))
-    return results

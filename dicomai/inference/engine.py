@@ -89,7 +89,7 @@ class Engine:
         except Exception as error:  # a bundle is foreign code: whatever it raises must end as a sentence
             raise self._explained(error, source) from error
         labels = grid.to_label_maps(answer, source, self.bundle.name)
-        found = answers.findings(self.bundle, labels, source.voxel_volume)
+        found = answers.findings(self.bundle, labels, source)
         progress(1.0)
         return found
 

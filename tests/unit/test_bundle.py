@@ -142,6 +142,16 @@ class TestWhatIsRefused:
                 '["410668003", "SCT", "Length"]',
                 r"'Length' cannot be measured",
             ),
+            (
+                'license = "MIT"',
+                'license = "MIT"\nreport_title = ["18748-4", "LN", "Diagnostic imaging report"]',
+                r"report_title is one of \[126000, .*, not 'Diagnostic imaging report'",
+            ),
+            (
+                "[[measurement]]",
+                '[[measurement]]\nsegments = ["Brain"]',
+                r"\[\[measurement\]\] names the segment 'Brain'; there are: Intracranial structure",
+            ),
             ("39a7b2b5", "39A7B2B5", r"weights\.file\.0\.sha256: "),
             ('name = "model.pt"', 'name = "../model.pt"', r"'\.\./model\.pt' is no plain file name"),
             (

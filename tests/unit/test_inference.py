@@ -120,6 +120,20 @@ class TestTheMask:
         assert measurement.value == pytest.approx(4 * 6 * 10 * 3.0 * 2.0 * 1.5 / 1000)
         assert measurement.unit.value == "cm3"
 
+    def test_it_is_measured_as_the_bundle_asks(self, make: Make) -> None:
+        asked = (
+            '[[measurement]]\nname = ["103339001", "SCT", "Long axis"]\nunit = ["mm", "UCUM", "mm"]\n'
+            '[[measurement]]\nname = ["110852", "DCM", "MR signal intensity"]\nunit = ["1", "UCUM", "no units"]\n'
+            'derivation = ["56851009", "SCT", "Maximum"]\nsegments = ["Body 1.1"]\n'
+        )
+        engine = make(toml(segment(1) + asked), postprocessing=compose(THRESHOLD))
+        source = volume(blob())
+        found = {one.name.meaning: one.value for one in engine.infer({"image": source}).measurements}
+        _, down, across = source.spacing
+        assert found["MR signal intensity"] == 1000
+        # 6 x 10 voxels: to the middle of the outer faces, so a voxel more along one side and none along the other
+        assert found["Long axis"] == pytest.approx(max(np.hypot(6 * down, 9 * across), np.hypot(5 * down, 10 * across)))
+
     def test_resampled_and_back(self, make: Make) -> None:
         spacing = {"_target_": "Spacingd", "keys": "image", "pixdim": [1.0, 1.0, 1.0], "mode": "nearest"}
         engine = make(preprocessing=compose(ORIENT, spacing), postprocessing=compose(THRESHOLD, INVERT))

@@ -222,3 +222,39 @@ def test_a_slice_thickness_that_cannot_be_is_not_passed_on() -> None:
         synthetic.instances(synthetic.series(shape=SHAPE, spacing=(2, 1, 1), SliceThickness="-3"))
     )
     assert geometry(sources).slice_thickness == pytest.approx(2.0)
+
+
+def test_the_title_is_not_the_one_that_viewers_stumble_over_unless_the_bundle_says_so(sources: Sources) -> None:
+    """OHIF shows a blank page under (126000, DCM) for groups that lie on a segment."""
+    found = results.findings(results.ball(SHAPE))
+    ds = report(found, sources)
+    (title,) = ds.ConceptNameCodeSequence
+    assert (title.CodeValue, title.CodingSchemeDesignator) == ("AI-MEASUREMENTS", "99DICOMAI")
+    assert [item.CodingSchemeDesignator for item in ds.CodingSchemeIdentificationSequence] == ["99DICOMAI"]
+    oncology = Code("126001", "DCM", "Oncology Measurement Report")
+    stated = report(found, sources, algorithm=results.algorithm(report_title=oncology))
+    assert stated.ConceptNameCodeSequence[0].CodeValue == "126001"
+    assert "CodingSchemeIdentificationSequence" not in stated
+
+
+def test_what_made_it_stands_before_the_images_and_the_numbers(sources: Sources) -> None:
+    ds = report(results.findings(results.ball(SHAPE)), sources)
+    contained = [item for item in ds.ContentSequence if item.RelationshipType == "CONTAINS"]
+    assert [item.ConceptNameCodeSequence[0].CodeValue for item in contained] == [
+        "121106", "121106", "111028", "126010", "C0034375",
+    ]  # fmt: skip
+    assert "not verified by a person" in contained[0].TextValue
+    assert contained[1].TextValue == "Intracranial structure: Volume 1292 cm3."
+
+
+def test_the_report_names_the_class_that_the_segmentation_has(sources: Sources) -> None:
+    found = results.findings(results.ball(SHAPE))
+    provenance = results.provenance(label_map="1.2.840.10008.1.2.5")
+    seg, sr = build("seg", found, sources, provenance), build("sr", found, sources, provenance)
+    assert seg is not None
+    assert sr is not None
+    (image,) = items(sr, "121191")
+    assert image.ReferencedSOPSequence[0].ReferencedSOPClassUID == seg.SOPClassUID == "1.2.840.10008.5.1.4.1.1.66.7"
+    evidence = sr.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence
+    named = {item.ReferencedSOPClassUID for series in evidence for item in series.ReferencedSOPSequence}
+    assert seg.SOPClassUID in named

@@ -1,0 +1,221 @@
+"""Measuring segments: label map + volume -> numbers in mm and in the images' units, on the source's own grid.
+
+Positions come from the affine, so that non-square pixels, oblique and sheared stacks are measured as they lie. A
+voxel counts as a body: a diameter reaches to the middle of its outer faces, which is where the surface of a mesh lies
+(IBSI L0JK), so that a rod of ten voxels is ten voxels long.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import assert_never
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.spatial import ConvexHull
+from scipy.spatial.distance import cdist
+
+from dicomai.bundle import Wanted
+from dicomai.errors import NotAcceptedError
+from dicomai.findings import Layer, Measurement
+from dicomai.quantities import ATTENUATION, MAXIMUM, MEAN, MINIMUM, SUV, Kind
+from dicomai.stacks import attributes
+from dicomai.study import Frame
+from dicomai.volume import Volume
+
+_CHUNK = 512  # rows of a table of distances at a time: a large surface has thousands of corners
+_FACES = np.vstack([np.eye(3), -np.eye(3)]) / 2  # from a voxel's centre to the middle of each face, (z, y, x)
+
+
+def check(wanted: Sequence[Wanted], frames: Sequence[Frame], name: str) -> None:
+    """Refuse images whose values are not in the unit that a bundle measures them in, before a pixel is read.
+
+    Args:
+        wanted: what the bundle measures.
+        frames: of the images that its label maps will lie on.
+        name: the bundle's, for the sentence.
+
+    Raises:
+        NotAcceptedError: an intensity is asked for that these images do not have.
+    """
+    for one in wanted:
+        if one.quantity.kind is Kind.INTENSITY:
+            for frame in frames:
+                why = _not_in_unit(one, frame)
+                if why:
+                    raise NotAcceptedError(
+                        f"{name} measures {one.name.meaning} in {one.unit.value}, and {why}: leave that measurement out"
+                        " of its dicomai.toml, or send images that have it."
+                    )
+
+
+def _not_in_unit(wanted: Wanted, frame: Frame) -> str:
+    """Say why the values of a frame are not in a unit; empty where they are."""
+    header = frame.instance.header
+    modality = header.get("Modality")
+    if modality != wanted.quantity.modality:
+        return f"the images have the Modality {modality}, not {wanted.quantity.modality}"
+    rescale = attributes(frame, "PixelValueTransformationSequence")
+    if wanted.name == ATTENUATION:  # PS3.3 C.11.1.1.2: HU where CT says no Rescale Type
+        if rescale.get("RescaleIntercept") is None:
+            return "the images have no RescaleIntercept: their values are not Hounsfield units"
+        if rescale.get("RescaleType") not in (None, "", "HU"):
+            return f"the images have the RescaleType {rescale.RescaleType}, not HU"
+    if wanted.name == SUV:  # PS3.3 C.8.9.1: by body weight where GML says no SUV Type
+        if header.get("Units") != "GML":
+            return f"the images have the Units {header.get('Units')}, not GML"
+        if header.get("SUVType") not in (None, "", "BW"):
+            return f"the images have the SUVType {header.SUVType}, not BW"
+    return ""
+
+
+def measure(wanted: Sequence[Wanted], layer: Layer, counts: NDArray[np.intp], volume: Volume) -> Iterator[Measurement]:
+    """Measure the segments of a layer that have voxels.
+
+    Args:
+        wanted: what is to be measured of which segments.
+        layer: labels of shape (z, y, x), on the grid of `volume`.
+        counts: how many voxels each number of the label map has.
+        volume: what the labels lie on.
+
+    Raises:
+        InferenceError: a number is none, as of intensities that are infinite.
+    """
+    found = [one for one in layer.segments if one.number < len(counts) and counts[one.number]]
+    more = any(one.quantity.kind is not Kind.VOLUME for one in wanted)
+    boxes = ndimage.find_objects(layer.labels) if more and found else []
+    for segment in found:
+        box = boxes[segment.number - 1] if more else ()
+        body = _Body(layer.labels, segment.number, box, int(counts[segment.number]), volume)
+        for one in wanted:
+            if one.wants(segment):
+                value = body.value(one) * one.scale
+                yield Measurement(one.name, value, one.unit, segment, one.method, one.derivation)
+
+
+class _Body:
+    """The voxels of one segment; what is measured once is kept."""
+
+    def __init__(
+        self, labels: NDArray[np.integer], number: int, box: tuple[slice, ...], voxels: int, volume: Volume
+    ) -> None:
+        self._labels, self._number, self._box, self._voxels, self._volume = labels, number, box, voxels, volume
+
+    def value(self, wanted: Wanted) -> float:
+        """Give a quantity in mm3, mm, the images' unit, or as a count."""
+        kind = wanted.quantity.kind
+        match kind:
+            case Kind.VOLUME:
+                return self._voxels * self._volume.voxel_volume
+            case Kind.LONG_AXIS:
+                return self._axes[0]
+            case Kind.SHORT_AXIS:
+                return self._axes[1]
+            case Kind.DIAMETER:
+                return self._diameter
+            case Kind.INTENSITY:
+                values = self._intensities
+                if wanted.derivation == MEAN:
+                    return float(values.mean(dtype=np.float64))
+                if wanted.derivation == MINIMUM:
+                    return float(values.min())
+                return float(values.max() if wanted.derivation == MAXIMUM else values.std(dtype=np.float64))
+            case Kind.NUMBER:
+                return float(ndimage.label(self._mask, np.ones((3, 3, 3)))[1])
+            case _:
+                assert_never(kind)
+
+    @cached_property
+    def _mask(self) -> NDArray[np.bool_]:
+        return np.asarray(self._labels[self._box] == self._number)
+
+    @cached_property
+    def _intensities(self) -> NDArray[np.number]:
+        return np.asarray(self._volume.array[self._box][self._mask])
+
+    @cached_property
+    def _axes(self) -> tuple[float, float]:
+        """The long axis of the connected region that has the longest in any slice, and its short axis, in mm.
+
+        A segment can be several lesions, or a bent one that a slice cuts twice: what is apart is not spanned.
+        """
+        steps = _in_plane(self._volume.affine)
+        best = (0.0, 0.0)
+        bounds = [_bound(plane, steps) for plane in self._mask]
+        for z in np.argsort(bounds)[::-1]:
+            if bounds[z] <= best[0]:
+                break
+            regions = ndimage.label(self._mask[z], np.ones((3, 3)))[0]
+            for number, box in enumerate(ndimage.find_objects(regions), start=1):
+                region = regions[box] == number
+                if _bound(region, steps) > best[0]:
+                    best = max(best, _long_and_short(_outline(region)[0] @ steps))
+        return best
+
+    @cached_property
+    def _diameter(self) -> float:
+        """The largest distance of two points of the surface, in mm."""
+        corners = []
+        for z, plane in enumerate(self._mask):
+            if plane.any():
+                centres = _outline(plane)[1]
+                corners.append(np.column_stack([np.full(len(centres), z), centres]))
+        points = (np.vstack(corners)[:, np.newaxis] + _FACES).reshape(-1, 3) @ self._volume.affine[:3, :3].T
+        points = points[ConvexHull(points).vertices]
+        chunks = (points[at : at + _CHUNK] for at in range(0, len(points), _CHUNK))
+        return float(max(cdist(chunk, points).max() for chunk in chunks))
+
+
+def _in_plane(affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Give the matrix, (2, 2), by which an index (y, x) times it is a place in the slice's plane in mm."""
+    down, right = affine[:3, 1], affine[:3, 2]
+    along = right / np.linalg.norm(right)
+    across = down - (down @ along) * along
+    across /= np.linalg.norm(across)
+    return np.array([[down @ along, down @ across], [right @ along, right @ across]])
+
+
+def _bound(plane: NDArray[np.bool_], steps: NDArray[np.float64]) -> float:
+    """Give a length in mm that no diameter of the plane's voxels exceeds: a bit more than the diagonal of their box.
+
+    The bit is for direction cosines, which may miss a right angle (`volume.COSINE_TOLERANCE`).
+    """
+    rows, columns = np.flatnonzero(plane.any(axis=1)), np.flatnonzero(plane.any(axis=0))
+    if not len(rows):
+        return 0.0
+    sides = np.array([rows[-1] - rows[0] + 1, columns[-1] - columns[0] + 1])
+    return float(np.linalg.norm(sides * np.linalg.norm(steps, axis=1)) * 1.01)
+
+
+def _outline(plane: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+    """Give the convex outline of a plane's voxels.
+
+    Returns:
+        Corners (y, x) in the order in which they go round, at the middle of pixels' sides; and the centres (y, x) of
+        the pixels that they belong to, each once.
+    """
+    rows = np.flatnonzero(plane.any(axis=1))
+    filled = plane[rows]
+    first, last = filled.argmax(axis=1), plane.shape[1] - 1 - filled[:, ::-1].argmax(axis=1)
+    centres = np.column_stack([np.tile(rows, 2), np.concatenate([first, last])])
+    points = (centres[:, np.newaxis] + _FACES[[1, 2, 4, 5], 1:]).reshape(-1, 2)
+    corners = ConvexHull(points).vertices
+    return points[corners], np.unique(centres[corners // 4], axis=0)
+
+
+def _long_and_short(corners: NDArray[np.float64]) -> tuple[float, float]:
+    """Give a convex outline's longest diameter and its longest chord at a right angle to that (RECIST 1.1), in mm.
+
+    Args:
+        corners: (n, 2) in mm, in the order in which they go round.
+    """
+    distances = cdist(corners, corners)
+    start, end = np.unravel_index(int(distances.argmax()), distances.shape)
+    length = float(distances[start, end])
+    corners = np.roll(corners, -int(start), axis=0) - corners[start]
+    end = (end - start) % len(corners)
+    direction = corners[end] / length
+    along, across = corners @ direction, corners @ np.array([-direction[1], direction[0]])
+    there = np.interp(along, along[: end + 1], across[: end + 1])
+    back = np.interp(along, np.append(along[end:], 0.0)[::-1], np.append(across[end:], 0.0)[::-1])
+    return length, float(np.abs(there - back).max())
