@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import accumulate, groupby
+from itertools import accumulate, chain, groupby
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from skimage.measure import find_contours
 
+from dicomai import words
 from dicomai.errors import UnreadableError
-from dicomai.findings import Findings, Measurement, Segment, found_segments, missing_segments
+from dicomai.findings import Findings, Measurement, Segment, Shape, found_segments, missing_segments
 from dicomai.stacks import attributes, number
 from dicomai.study import Frame
 from dicomai.volume import Volume
@@ -32,11 +33,11 @@ _GAP = 6
 _FINE = 3  # contours are drawn this much larger and then reduced, which smooths them
 _SMALLEST_TEXT, _TEXT_OF_PANEL = 15, 32  # in pixels: at least, and this part of a slice's longer side
 _AXES = (("R", "L"), ("A", "P"), ("F", "H"))  # negative and positive direction of x, y, z in LPS (PS3.3 C.7.6.1.1.1)
+_NEAR = 0.501  # of the step between slices: a slice that is no farther off is the nearest, or one of two
+_POINT = 0.03  # radius of the circle around a point, of the longer side of a slice
 _ALONG = 0.25  # an axis that a direction has less of than this cosine is not named: within 15 degrees
 _PER_ROW = 4
 _COLUMN_LINES, _COLUMN_WIDTH = 8, 32  # a legend of more lines has columns of at least so many times the text's size
-
-_UNITS = {"1": "", "[hnsf'U]": "HU"}  # UCUM codes that people write in another way
 
 Color = tuple[int, int, int]
 
@@ -121,23 +122,24 @@ def choose_slices(findings: Findings, depth: int, slices: int) -> tuple[int, ...
 def window(values: NDArray[Any], frame: Frame) -> tuple[float, float]:
     """Choose the values to show as black and as white.
 
-    The image's own VOI window (PS3.3 C.11.2) where it shows something: some scanners write windows of no width, or
-    for other values. Else the range from the 1st to the 99.5th percentile.
+    The image's own VOI window (PS3.3 C.11.2), also where most lies outside of it, as lungs do in one for soft tissue.
+    The range from the 1st to the 99.5th percentile where none is stated, where it has no width, and where all would
+    be black or all white: some scanners write windows for other values than those of the image.
 
     Args:
         values: what is shown, all slices of it.
         frame: whose window counts.
     """
-    center, width = _voi(frame)
+    center, width = voi_window(frame)
     if center is not None and width is not None and width >= 1:
         low, high = center - width / 2, center + width / 2
-        if np.mean((values > low) & (values < high)) > 0.05:
+        if values.max() > low and values.min() < high:
             return low, high
     low, high = (float(value) for value in np.percentile(values, (1, 99.5)))
     return (low, high) if high > low else (low, low + 1.0)
 
 
-def _voi(frame: Frame) -> tuple[float | None, float | None]:
+def voi_window(frame: Frame) -> tuple[float | None, float | None]:
     """Give a frame's window centre and width; a window that cannot be read counts as none."""
     voi = attributes(frame, "FrameVOILUTSequence")
     try:
@@ -193,7 +195,7 @@ def panel(volume: Volume, findings: Findings, z: int, shown: tuple[float, float]
     )
     overlay = Image.new("RGBA", (size[0] * _FINE, size[1] * _FINE))
     draw = ImageDraw.Draw(overlay)
-    for color, line in _contours(findings, z):
+    for color, line in chain(_contours(findings, z), _regions(findings, volume, z)):
         points = [tuple(point) for point in (line[:, ::-1] + 0.5) * scale * _FINE]
         draw.line(points, fill=(*color, 255), width=max(2, longer // 256) * _FINE, joint="curve")
     reduced = overlay.reduce(_FINE)
@@ -227,10 +229,48 @@ def _contours(findings: Findings, z: int) -> Iterator[tuple[tuple[int, int, int]
     for layer in findings.layers:
         plane = layer.labels[z]
         for segment in layer.segments:
-            mask = np.pad(plane == segment.number, 1)  # so that an outline closes at the edge of the image
+            mask = plane == segment.number
             if mask.any():
-                for line in find_contours(mask.astype(np.float64), 0.5):  # type: ignore[no-untyped-call]  # skimage
-                    yield segment.color, line - 1
+                for line in outlines(mask):
+                    yield segment.color, line
+
+
+def outlines(mask: NDArray[np.bool_]) -> Iterator[NDArray[np.float64]]:
+    """Follow the edges of a mask, half-way between the centres of voxels in and out; a hole has a line of its own.
+
+    Voxels that touch at a corner only are apart. Lines around the mask and around its holes turn in opposite ways.
+
+    Args:
+        mask: shape (y, x).
+
+    Returns:
+        Closed lines, points (y, x) in voxels, 0 at the centre of the first one; the first point is the last again.
+    """
+    padded = np.pad(mask, 1).astype(np.float64)  # so that a line closes at the edge of the image
+    for line in find_contours(padded, 0.5):  # type: ignore[no-untyped-call]  # skimage
+        yield line - 1
+
+
+def _regions(findings: Findings, volume: Volume, z: int) -> Iterator[tuple[Color, NDArray[np.float64]]]:
+    """Give the outlines of what was detected, in the slices that it reaches into: as `_contours` gives those of masks.
+
+    What lies between slices, or is a point, is drawn in the slice that is nearest to its centre.
+    """
+    _, rows, columns = volume.shape
+    for one in findings.detections:
+        center = np.asarray(one.region.center)
+        height, *_ = np.linalg.inv(volume.affine) @ [*center, 1]
+        if abs(height - z) <= _NEAR:
+            center = center + (z - height) * volume.affine[:3, 0]
+        axes = np.asarray(one.region.semi_axes or np.eye(3) * _POINT * max(rows, columns) * max(volume.spacing[1:]))
+        step_z, step_y, step_x, origin = volume.affine[:3].T
+        y, x = np.indices((rows, columns))[..., np.newaxis]
+        away = (origin + z * step_z + y * step_y + x * step_x - center) @ (axes / np.sum(axes**2, axis=1)[:, None]).T
+        inside = np.abs(away).max(axis=-1) <= 1 if one.region.shape is Shape.BOX else np.sum(away**2, axis=-1) <= 1
+        if one.region.shape is Shape.POINT and abs(height - z) > _NEAR:
+            continue
+        for line in outlines(inside):
+            yield words.DETECTED, line
 
 
 def _label(picture: Image.Image, volume: Volume, z: int, size: int) -> None:
@@ -272,10 +312,12 @@ def legend(findings: Findings) -> Iterator[Line]:
     """Give each segment's colour, label and numbers, then what was not found, then what a reader must know."""
     found = found_segments(findings)
     for segment in (one.segment for one in found):
-        text = f"{segment.label}  {_numbers_of(segment, findings.measurements)}".rstrip()
+        text = f"{segment.label}  {numbers_of(segment, findings.measurements)}".rstrip()
         yield Line(text, _WHITE, segment.color)
     for _, segment in missing_segments(findings, found):
         yield Line(f"{segment.label}: looked for, not found", _WHITE, segment.color)
+    for one in words.statements(findings):
+        yield Line(f"{one.about}: {one.value}", _WHITE, one.color)
     for remark in findings.remarks:
         yield Line(remark, YELLOW)
 
@@ -335,12 +377,11 @@ def _spelled(text: str) -> str:
     return "".join(bare).encode("ascii", "replace").decode()
 
 
-def _numbers_of(segment: Segment, measurements: Sequence[Measurement]) -> str:
+def numbers_of(segment: Segment, measurements: Sequence[Measurement]) -> str:
     """Write a segment's measurements, such as '1292 cm3'; other quantities than the volume with their name."""
     return ", ".join(_text(one) for one in measurements if one.segment == segment)
 
 
 def _text(one: Measurement) -> str:
-    digits = f"{one.value:.0f}" if abs(one.value) >= 100 else f"{one.value:.3g}"
-    named = "" if one.name.value == "118565006" else f"{one.name.meaning} "
-    return f"{named}{digits} {_UNITS.get(one.unit.value, one.unit.value)}".strip()
+    named = "" if one.name.value == "118565006" else f"{words.quantity(one)} "
+    return f"{named}{words.value(one)}"

@@ -2,7 +2,9 @@
 
 import copy
 import io
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -63,16 +65,29 @@ def finish(ds: Dataset, sources: Sources, provenance: Provenance, output: str) -
         made[element.tag] = element
     made.SeriesDescription = series_description(sources, provenance, output)
     made.ContributingEquipmentSequence = [_contributing_equipment(provenance)]
-    offset = zone(sources.newest)
-    stamp(made, provenance.created.astimezone(offset) if offset else provenance.hospital_time())
+    made.StudyInstanceUID = str(sources.header.StudyInstanceUID)
+    return seal(made, sources.newest, provenance.created, provenance.hospital_time(), provenance.software_version)
+
+
+def seal(made: Dataset, newest: Dataset, created: datetime, local: datetime, software_version: str) -> Dataset:
+    """Give an object its dates and times, its file meta information, and the patient's and the study's attributes.
+
+    Args:
+        made: the object; it lies in a study already.
+        newest: the newest instance that it is about.
+        created: when it was made; aware of its time zone.
+        local: the same in the hospital's zone, for where `newest` names none.
+        software_version: dicomai's own.
+    """
+    offset = zone(newest)
+    stamp(made, created.astimezone(offset) if offset else local)
     made.file_meta = FileMetaDataset()
     made.file_meta.MediaStorageSOPClassUID = UID(made.SOPClassUID)
     made.file_meta.MediaStorageSOPInstanceUID = UID(made.SOPInstanceUID)
     made.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     made.file_meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
-    made.file_meta.ImplementationVersionName = f"DICOMAI_{provenance.software_version}"[:16]
-    made.StudyInstanceUID = str(sources.header.StudyInstanceUID)
-    return restate(correct_ambiguous_vr(made, True), sources.newest)
+    made.file_meta.ImplementationVersionName = f"DICOMAI_{software_version}"[:16]
+    return restate(correct_ambiguous_vr(made, True), newest)
 
 
 def equipment(provenance: Provenance) -> dict[str, Any]:
@@ -83,6 +98,43 @@ def equipment(provenance: Provenance) -> dict[str, Any]:
         "software_versions": provenance.software_version,
         "device_serial_number": provenance.installation,
     }
+
+
+def begin(output: str, sop_class_uid: str, modality: str, provenance: Provenance) -> Dataset:
+    """Begin an object that highdicom does not build: its identifiers, series and equipment (PS3.3 C.7.3.1, C.7.5.1)."""
+    made = Dataset()
+    made.SOPClassUID, made.SOPInstanceUID = sop_class_uid, provenance.uid(output, "instance")
+    made.Modality, made.SeriesInstanceUID = modality, provenance.uid(output, "series")
+    made.SeriesNumber, made.InstanceNumber = provenance.series_number(output), 1
+    for keyword, value in equipment(provenance).items():
+        setattr(made, "".join(word.title() for word in keyword.split("_")), value)
+    return made
+
+
+def reference(frame: Frame, numbers: Sequence[int] = ()) -> Dataset:
+    """Name an image (PS3.3 10.3).
+
+    Args:
+        frame: of the image.
+        numbers: which of its frames are meant; the frame's own number, if it has one, where none are given.
+    """
+    item = Dataset()
+    item.ReferencedSOPClassUID = frame.instance.sop_class_uid
+    item.ReferencedSOPInstanceUID = frame.instance.sop_instance_uid
+    if numbers or frame.number is not None:
+        item.ReferencedFrameNumber = list(numbers) or frame.number
+    return item
+
+
+def references(frames: Iterable[Frame]) -> list[Dataset]:
+    """Name the images of some frames, each once, in order of first appearance, with the numbers of its frames."""
+    by_image: dict[str, list[Frame]] = {}
+    for frame in frames:
+        by_image.setdefault(frame.instance.sop_instance_uid, []).append(frame)
+    return [
+        reference(group[0], [frame.number for frame in group if frame.number is not None])
+        for group in by_image.values()
+    ]
 
 
 def encode(ds: Dataset) -> bytes:

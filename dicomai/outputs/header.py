@@ -20,7 +20,7 @@ from pydicom.datadict import dictionary_has_tag, dictionary_VR, tag_for_keyword
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
-from pydicom.valuerep import CUSTOMIZABLE_CHARSET_VR, STR_VR, validate_value
+from pydicom.valuerep import CUSTOMIZABLE_CHARSET_VR, STANDARD_VR, STR_VR, validate_value
 
 from dicomai.errors import IdentityError
 
@@ -35,11 +35,16 @@ _FORMED = frozenset({"AS", "CS", "DA", "DS", "DT", "IS", "TM"})  # whose values 
 _CHARACTER_SET = 0x00080005
 _UTF8 = "ISO_IR 192"
 # Many items, and no text of ours but codes in ASCII: not worth a walk.
-_TEXTLESS = frozenset({0x52009230, 0x52009229, 0x00081115, 0x00082112, 0x0040A375, 0x00209222})
+_TEXTLESS = frozenset({0x52009230, 0x52009229, 0x00081115, 0x00082112, 0x0040A375, 0x00209222, 0x30060039})
 _OWN_TIMES = (
     ("InstanceCreationDate", "InstanceCreationTime"),
     ("SeriesDate", "SeriesTime"),
     ("ContentDate", "ContentTime"),
+)
+_MAY_HOLD_TEXT = frozenset({*CUSTOMIZABLE_CHARSET_VR, "SQ", "UN"})
+_TIMES_OF_SOME = (
+    ("StructureSetDate", "StructureSetTime"),
+    ("PresentationCreationDate", "PresentationCreationTime"),
 )
 
 
@@ -96,7 +101,7 @@ def stamp(ds: Dataset, moment: datetime) -> None:
         ds: the result.
         moment: in the zone that the result's times are in.
     """
-    for date, time in _OWN_TIMES:
+    for date, time in (*_OWN_TIMES, *(pair for pair in _TIMES_OF_SOME if pair[0] in ds)):
         setattr(ds, date, moment.strftime("%Y%m%d"))
         setattr(ds, time, moment.strftime("%H%M%S"))
     for item in ds.get("ContributingEquipmentSequence") or ():
@@ -216,9 +221,10 @@ def _settle_character_set(made: Dataset, inherited: dict[int, DataElement | RawD
 
 def _text_elements(ds: Dataset) -> Iterator[DataElement]:
     for tag in list(ds.keys()):
-        element = ds[tag] if tag not in _TEXTLESS else None
-        if element is None:
-            continue
+        vr = ds.get_item(tag).VR
+        if tag in _TEXTLESS or (vr in STANDARD_VR and vr not in _MAY_HOLD_TEXT):
+            continue  # numbers are not parsed only to be passed over
+        element = ds[tag]
         if element.VR == "SQ":
             for item in element.value:
                 yield from _text_elements(item)

@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 from highdicom.sc import SCImage
 from numpy.typing import NDArray
+from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import SecondaryCaptureImageStorage
@@ -60,9 +61,9 @@ def build(findings: Findings, sources: Sources, provenance: Provenance) -> Datas
     """
     check_shapes(findings, sources)
     counted = areas(findings)
-    chosen = choose_slices(counted, len(sources.frames))
+    chosen = choose_slices(counted, len(sources.frames), detected(findings, sources))
     made = SCImage(
-        pixel_array=_picture(findings, sources, provenance, chosen, _hidden(findings, sources, counted, chosen)),
+        pixel_array=_picture(findings, sources, provenance, chosen, hidden(findings, sources, counted, chosen)),
         photometric_interpretation="RGB",
         bits_allocated=8,
         coordinate_system="PATIENT",
@@ -102,24 +103,41 @@ def areas(findings: Findings) -> Areas:
     return counted
 
 
-def choose_slices(areas: Areas, depth: int, most: int = MOST) -> tuple[int, ...]:
+def detected(findings: Findings, sources: Sources) -> tuple[int, ...]:
+    """Give the slice that is nearest to the centre of each detection.
+
+    Raises:
+        GeometryError: an image does not say where it lies.
+    """
+    if not findings.detections:
+        return ()
+    place = geometry(sources)
+    normal = np.cross(place.orientation[:3], place.orientation[3:])
+    heights = np.asarray(place.positions) @ normal
+    return tuple(int(np.argmin(np.abs(heights - one.region.center @ normal))) for one in findings.detections)
+
+
+def choose_slices(areas: Areas, depth: int, detected: Sequence[int] = (), most: int = MOST) -> tuple[int, ...]:
     """Choose the slices to show: of each segment the one of its largest area, as far as they are not too many.
 
-    Where they are, those that are so for most segments come first. Where they are fewer than three, others that
-    segments lie on are added; where nothing was segmented, it is the middle slice.
+    The slices of detections count as well. Where they are too many, those that are so for most come first. Where they
+    are fewer than three, others that segments lie on are added; where nothing was found, it is the middle slice.
 
     Args:
         areas: as `areas` counts them.
         depth: how many slices there are.
+        detected: the slice of each detection.
         most: the most slices to give.
 
     Returns:
         Indices of slices, ascending; at least one.
     """
-    if not areas:
+    if not areas and not detected:
         return ((depth - 1) // 2,)
-    wanted = Counter(int(np.argmax(area)) for area in areas.values())
+    wanted = Counter([*(int(np.argmax(area)) for area in areas.values()), *detected])
     chosen = {z for z, _ in wanted.most_common(most)}
+    if not areas:
+        return tuple(sorted(chosen))
     filled = np.flatnonzero(np.any(list(areas.values()), axis=0))
     for place in (0.25, 0.75, 0.5):
         if len(chosen) < min(_FEWEST, most):
@@ -127,33 +145,63 @@ def choose_slices(areas: Areas, depth: int, most: int = MOST) -> tuple[int, ...]
     return tuple(sorted(chosen))
 
 
-def _hidden(findings: Findings, sources: Sources, areas: Areas, chosen: Sequence[int]) -> str:
-    """Name the segments that are on none of the slices shown, each with the image of its largest area."""
+def hidden(findings: Findings, sources: Sources, areas: Areas, chosen: Sequence[int]) -> str:
+    """Name what is on none of the slices shown, each with the image of its largest area or its centre.
+
+    Args:
+        findings: label maps of shape (z, y, x).
+        sources: the images that they lie on.
+        areas: as `areas` counts them.
+        chosen: the slices shown, as `choose_slices` gives them.
+
+    Returns:
+        Names with commas between; empty where all that was found is shown.
+    """
     names = []
     for (index, value), area in areas.items():
         label = next((one.label for one in findings.layers[index].segments if one.number == value), None)
         if label is not None and not area[list(chosen)].any():
-            image = render.image_name(sources.frames[int(np.argmax(area))])
-            names.append(f"{label} ({image})" if image else label)
-    return ", ".join(names)
+            names.append((label, int(np.argmax(area))))
+    places = zip(findings.detections, detected(findings, sources), strict=True)
+    names += [(one.type.meaning, z) for one, z in places if z not in chosen]
+    images = ((name, render.image_name(sources.frames[z])) for name, z in names)
+    return ", ".join(f"{name} ({image})" if image else name for name, image in images)
+
+
+def panels(findings: Findings, sources: Sources, chosen: Sequence[int]) -> list[Image.Image]:
+    """Draw slices, each with its contours, 'AI, unverified', its orientation and its place; their pixels are read.
+
+    Args:
+        findings: label maps of shape (z, y, x).
+        sources: the images that they lie on.
+        chosen: indices of slices.
+
+    Raises:
+        GeometryError: an image does not say where it lies.
+        UnreadableError: pixel data cannot be decoded.
+        StoreError: the storage did not give an instance.
+    """
+    place = geometry(sources)
+    frames = [sources.frames[z] for z in chosen]
+    values = pixels.decode(frames, _THREADS)
+    longer = _longer_side(sources, place)
+    drawn = []
+    for z, frame, plane in zip(chosen, frames, values, strict=True):
+        single = Volume(plane[np.newaxis], _affine(place, z), (frame,), sources.lossy)
+        layers = tuple(replace(layer, labels=layer.labels[z : z + 1]) for layer in findings.layers)
+        drawn.append(render.panel(single, replace(findings, layers=layers), 0, render.window(values, frame), longer))
+    return drawn
 
 
 def _picture(
     findings: Findings, sources: Sources, provenance: Provenance, chosen: Sequence[int], hidden: str
 ) -> NDArray[np.uint8]:
     """Draw the slices and what stands below them; shape (rows, columns, 3)."""
-    place = geometry(sources)
-    frames = [sources.frames[z] for z in chosen]
-    values = pixels.decode(frames, _THREADS)
-    longer = _longer_side(sources, place)
-    panels = []
-    for z, frame, plane in zip(chosen, frames, values, strict=True):
-        single = Volume(plane[np.newaxis], _affine(place, z), (frame,), sources.lossy)
-        layers = tuple(replace(layer, labels=layer.labels[z : z + 1]) for layer in findings.layers)
-        panels.append(render.panel(single, replace(findings, layers=layers), 0, render.window(values, frame), longer))
+    drawn = panels(findings, sources, chosen)
     lines = [*_lines(findings, sources, provenance, hidden)]
-    per_row = 2 if len(panels) == 4 else 3
-    return np.asarray(render.compose(panels, lines, per_row=per_row, text=render.text_size(longer)))
+    per_row = 2 if len(drawn) == 4 else 3
+    text = render.text_size(_longer_side(sources, geometry(sources)))
+    return np.asarray(render.compose(drawn, lines, per_row=per_row, text=text))
 
 
 def _lines(findings: Findings, sources: Sources, provenance: Provenance, hidden: str) -> Iterator[render.Line]:
@@ -182,7 +230,7 @@ def _affine(place: Geometry, z: int) -> NDArray[np.float64]:
     """Give the affine of a slice as if it were a volume of its own: an index (0, y, x, 1) to LPS in mm."""
     right, down = np.asarray(place.orientation[:3]), np.asarray(place.orientation[3:])
     affine = np.eye(4)
-    affine[:3, 0] = np.cross(right, down) * place.slice_thickness
+    affine[:3, 0] = np.cross(right, down) * (place.spacing or place.slice_thickness)
     affine[:3, 1] = down * place.pixel_spacing[0]
     affine[:3, 2] = right * place.pixel_spacing[1]
     affine[:3, 3] = place.positions[z]

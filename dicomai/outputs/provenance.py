@@ -18,7 +18,7 @@ _NAMESPACE = UUID("8d57433b-99c7-474e-becd-42c5c3781abc")
 FIRST_SERIES_NUMBER = 9000
 
 # An output keeps its place for ever, so that the same run always gives the same series numbers; new ones go last.
-OUTPUTS = ("seg", "sr", "keyimage", "kos", "gsps", "rtstruct", "pdf", "mesh", "saliency", "report", "fractional")
+OUTPUTS = ("seg", "sr", "keyimage", "kos", "gsps", "rtstruct", "pdf", "mesh", "saliency", "report")
 
 
 def derived_uid(*parts: object) -> str:
@@ -41,6 +41,7 @@ class Algorithm:
         manufacturer: who made it, at most 64 characters; dicomai where it does not say.
         description: a sentence for people on what it does.
         reference: where the method is published.
+        report_title: of CID 7021, where one says what its reports are; None for the general one.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Algorithm:
     manufacturer: str | None = None
     description: str | None = None
     reference: str | None = None
+    report_title: Code | None = None
 
     @property
     def device_uid(self) -> str:
@@ -118,6 +120,8 @@ class Provenance:
         timezone: the hospital's, an IANA name; None for the host's.
         series_numbers: every SeriesNumber in use in the study.
         supersedes: the objects of the result that this one replaces; empty for a first result.
+        label_map: the transfer syntax in which every destination takes a Label Map Segmentation; None where one of
+            them may not, and the segmentation is binary.
     """
 
     work_digest: str
@@ -130,6 +134,7 @@ class Provenance:
     timezone: str | None = None
     series_numbers: frozenset[int] = frozenset()
     supersedes: tuple[Predecessor, ...] = ()
+    label_map: str | None = None
 
     def uid(self, output: str, n: int | str) -> str:
         """Give a UID of this run: the same for the same work, generation, output and `n`."""
@@ -153,4 +158,9 @@ class Provenance:
 
     def hospital_time(self) -> datetime:
         """Give the time of creation in the hospital's zone; in the host's where none is set."""
-        return self.created.astimezone(ZoneInfo(self.timezone) if self.timezone else None)
+        return in_zone(self.created, self.timezone)
+
+
+def in_zone(moment: datetime, timezone: str | None) -> datetime:
+    """Give a time in the hospital's zone, an IANA name; in the host's where none is set."""
+    return moment.astimezone(ZoneInfo(timezone) if timezone else None)

@@ -1,4 +1,4 @@
-"""Segmentation (PS3.3 A.51): binary, on the source images' own grid, with a reference to each of them.
+"""Segmentation (PS3.3 A.51) on the source images' own grid, with a reference to each of them: binary, or a label map.
 
 Viewers place an overlay either by the planes' positions or by the references to source images; both are written, and
 both are the source's own.
@@ -12,14 +12,14 @@ from highdicom.color import CIELabColor
 from highdicom.seg import Segmentation, SegmentDescription
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, SegmentationStorage
+from pydicom.uid import UID, ExplicitVRLittleEndian, SegmentationStorage
 
 from dicomai.findings import Findings, NumberedSegment, found_segments
+from dicomai.outputs import labelmap
 from dicomai.outputs.common import (
     Geometry,
     carry,
     check_shapes,
-    decimals,
     equipment,
     finish,
     geometry,
@@ -27,16 +27,30 @@ from dicomai.outputs.common import (
     tracking,
 )
 from dicomai.outputs.frames import PER_FRAME_FUNCTIONAL_GROUPS, describe, overlap, pack, presence
+from dicomai.outputs.planes import name_dimensions, refer, stand_ins
 from dicomai.outputs.provenance import Provenance, Sources
+from dicomai.profiles import LABEL_MAP
 
 SOP_CLASS_UID = SegmentationStorage
+BINARY, LABELMAP = hd.seg.SegmentationTypeValues.BINARY, hd.seg.SegmentationTypeValues.LABELMAP
+
+
+def sop_class_uid(findings: Findings, provenance: Provenance) -> UID:
+    """Say which class the segmentation of a run has; for what refers to it.
+
+    A Label Map Segmentation where every destination takes it, and no voxel lies in two segments; else a binary one.
+    """
+    if provenance.label_map is None or overlap(findings, found_segments(findings)):
+        return UID(SegmentationStorage)
+    return UID(LABEL_MAP)
 
 
 def build(findings: Findings, sources: Sources, provenance: Provenance) -> Dataset | None:
     """Encode the label maps as one Segmentation object; None where no segment has a voxel.
 
     Segments that overlap (of different layers) become segments of the same object. A segment without a voxel is left
-    out: some readers load nothing of an object that describes one.
+    out: some readers load nothing of an object that describes one. In a label map a voxel's value is the number of its
+    segment, and the first item of the sequence describes the value 0, the background (PS3.3 C.8.20.2.3).
 
     Args:
         findings: label maps of shape (z, y, x), z as in `sources.frames`.
@@ -56,19 +70,27 @@ def build(findings: Findings, sources: Sources, provenance: Provenance) -> Datas
         return None
     place = geometry(sources)
     present = presence(findings, found)
-    made = _outline(present, found, sources, provenance, place)
+    overlaps = overlap(findings, found)
+    syntax = None if overlaps else provenance.label_map
+    made = _outline(present, found, sources, provenance, place, LABELMAP if syntax else BINARY)
     made.Rows, made.Columns = sources.header.Rows, sources.header.Columns
-    made.SegmentsOverlap = "YES" if overlap(findings, found) else "NO"
-    planes = _refer(made, sources)
-    frames = [(row, plane) for row in range(len(found)) for plane, z in enumerate(planes) if present[row, z]]
-    made.NumberOfFrames = len(frames)
-    groups = describe(frames, made.PerFrameFunctionalGroupsSequence, several=len(found) > 1)
-    del made.PerFrameFunctionalGroupsSequence, made.PixelData
-    _name_dimensions(made, provenance)
+    made.SegmentsOverlap = "YES" if overlaps else "NO"
+    planes = refer(made, sources)
+    del made.PixelData
+    name_dimensions(made, provenance.uid("seg", "dimensions"))
     say_lossy(made, sources)
     # Viewers sort by it. Laterality stays with the sources: in a segmentation validators take it for a fault.
     if sources.header.get("BodyPartExamined"):
         carry(made, sources.header, "BodyPartExamined")
+    if syntax:  # the outline has the frames that there are: one for each plane that shows a segment
+        whole = finish(made, sources, provenance, "seg")
+        whole.file_meta.TransferSyntaxUID = UID(syntax)
+        whole.add(labelmap.pixels(labelmap.numbered(findings, found, planes), whole, syntax))
+        return whole
+    frames = [(row, plane) for row in range(len(found)) for plane, z in enumerate(planes) if present[row, z]]
+    made.NumberOfFrames = len(frames)
+    groups = describe(frames, made.PerFrameFunctionalGroupsSequence, several=len(found) > 1)
+    del made.PerFrameFunctionalGroupsSequence
     whole = finish(made, sources, provenance, "seg")
     # Only now: on its way `finish` would parse the groups that are encoded.
     whole[PER_FRAME_FUNCTIONAL_GROUPS] = groups
@@ -83,16 +105,20 @@ def _outline(
     sources: Sources,
     provenance: Provenance,
     place: Geometry,
+    form: hd.seg.SegmentationTypeValues,
 ) -> Segmentation:
     """Let highdicom make the object, with all attributes but the frames: one for each plane that shows a segment.
 
     Those have a single voxel, of the first segment: their functional groups say what every frame of the plane says.
     """
-    return Segmentation(
-        source_images=_stand_ins(sources, provenance, place),
+    described = [_describe(numbered, provenance) for numbered in found]
+    # It looks for each segment that it knows of in each plane: of many, two stand for all in a binary one.
+    known = described if form is LABELMAP else described[:2]
+    made = Segmentation(
+        source_images=stand_ins(sources, provenance, place),
         pixel_array=present.any(axis=0).astype(np.uint8).reshape(-1, 1, 1),
-        segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=[_describe(numbered, provenance) for numbered in found],
+        segmentation_type=form,
+        segment_descriptions=known,
         series_instance_uid=provenance.uid("seg", "series"),
         series_number=provenance.series_number("seg"),
         sop_instance_uid=provenance.uid("seg", "instance"),
@@ -103,6 +129,9 @@ def _outline(
         transfer_syntax_uid=ExplicitVRLittleEndian,
         **equipment(provenance),
     )
+    if known is not described:
+        made.SegmentSequence = described
+    return made
 
 
 def _mask(findings: Findings, one: NumberedSegment, z: int) -> NDArray[np.bool_]:
@@ -132,75 +161,3 @@ def _describe(numbered: NumberedSegment, provenance: Provenance) -> SegmentDescr
         anatomic_regions=[segment.finding_site],
         display_color=CIELabColor.from_rgb(*segment.color),
     )
-
-
-def _stand_ins(sources: Sources, provenance: Provenance, place: Geometry) -> list[Dataset]:
-    """Make a small image per slice for highdicom to build on: geometry only, and names that stand for the slices.
-
-    So a source of any class, with any number of frames and with attributes that break the standard, can be built on.
-    `_refer` puts the real references in; `finish` the patient and the study.
-    """
-    shared = Dataset()
-    shared.SOPClassUID, shared.StudyInstanceUID, shared.SeriesInstanceUID = MRImageStorage, "1.1", "1.2"
-    shared.PatientID = shared.PatientName = shared.PatientBirthDate = shared.PatientSex = None
-    shared.AccessionNumber = shared.StudyID = shared.StudyDate = shared.StudyTime = None
-    shared.Modality, shared.Rows, shared.Columns = "MR", 1, 1
-    frame_of_reference = sources.header.get("FrameOfReferenceUID") or provenance.uid("seg", "frame of reference")
-    shared.FrameOfReferenceUID, shared.PositionReferenceIndicator = str(frame_of_reference), None
-    shared.ImageOrientationPatient = decimals(place.orientation)
-    shared.PixelSpacing = decimals(place.pixel_spacing)
-    (shared.SliceThickness,) = decimals((place.slice_thickness,))
-    if place.spacing is not None:  # by positions: what the header says of it is often wrong
-        (shared.SpacingBetweenSlices,) = decimals((place.spacing,))
-    made = []
-    for index, position in enumerate(place.positions):
-        ds = Dataset()
-        ds.update(shared)
-        ds.SOPInstanceUID, ds.ImagePositionPatient = _stand_in_uid(index), decimals(position)
-        made.append(ds)
-    return made
-
-
-def _stand_in_uid(index: int) -> str:
-    return f"1.3.{index}"
-
-
-def _refer(made: Dataset, sources: Sources) -> list[int]:
-    """Put the real source images and frame numbers in place of those that stood for them (PS3.3 C.7.6.16.2.6).
-
-    Returns:
-        For each plane of `made` the index of its slice.
-    """
-    by_stand_in = {_stand_in_uid(z): z for z in range(len(sources.frames))}
-    planes = []
-    for groups in made.PerFrameFunctionalGroupsSequence:
-        image = groups.DerivationImageSequence[0].SourceImageSequence[0]
-        planes.append(by_stand_in[image.ReferencedSOPInstanceUID])
-        frame = sources.frames[planes[-1]]
-        image.ReferencedSOPClassUID = frame.instance.sop_class_uid
-        image.ReferencedSOPInstanceUID = frame.instance.sop_instance_uid
-        if frame.number is not None:
-            image.ReferencedFrameNumber = frame.number
-    instances = _instances(sources)
-    made.SourceImageSequence = instances
-    series = Dataset()
-    series.SeriesInstanceUID = sources.header.SeriesInstanceUID
-    series.ReferencedInstanceSequence = instances
-    made.ReferencedSeriesSequence = [series]
-    return planes
-
-
-def _instances(sources: Sources) -> list[Dataset]:
-    items = []
-    for instance in sources.instances:
-        item = Dataset()
-        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = instance.sop_class_uid, instance.sop_instance_uid
-        items.append(item)
-    return items
-
-
-def _name_dimensions(made: Dataset, provenance: Provenance) -> None:
-    """Derive the Dimension Organization UID, which highdicom draws by chance, so that the bytes repeat."""
-    uid = provenance.uid("seg", "dimensions")
-    for item in (*made.DimensionOrganizationSequence, *made.DimensionIndexSequence):
-        item.DimensionOrganizationUID = uid

@@ -331,8 +331,8 @@ def test_series_without_a_number_is_described_all_the_same() -> None:
 
 
 def test_unknown_output_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match=r"'rtstruct'.*seg, sr"):
-        build("rtstruct", results.findings(results.ball(SHAPE)), from_images(images()), results.provenance())
+    with pytest.raises(ConfigurationError, match=r"'nifti'.*seg, sr"):
+        build("nifti", results.findings(results.ball(SHAPE)), from_images(images()), results.provenance())
 
 
 def test_packaged_study_with_its_odd_uids() -> None:

@@ -1,5 +1,6 @@
 """Key images: the right slices, nothing flipped, contours on the edge of the mask, the mark and the numbers."""
 
+import importlib
 import io
 from dataclasses import replace
 from typing import Any
@@ -11,19 +12,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
+from pydicom.sr.coding import Code
 from scipy.ndimage import binary_dilation, binary_erosion
 
-from dicomai import outputs, render
+from dicomai import render, words
 from dicomai.config.sections import RouteSettings
 from dicomai.errors import InferenceError
-from dicomai.findings import Findings, Measurement, Outcome
+from dicomai.findings import Detection, Evaluation, Findings, Measurement, Outcome, Region, Score, Shape
 from dicomai.outputs import Predecessor, Sources, build, encode
+from dicomai.outputs.common import geometry
 from dicomai.outputs.keyimage import areas, choose_slices
 from dicomai.outputs.provenance import OUTPUTS
 from tests import results, synthetic
 
 GAP = 6  # pixels between slices, and around them
 YELLOW = (255, 214, 0)
+NODULE, LUNG = Code("27925004", "SCT", "Nodule"), Code("39607008", "SCT", "Lung")
+PRESENT = Code("52101004", "SCT", "Present")
 
 
 def built(found: Findings, sources: Sources, **changes: Any) -> Dataset:
@@ -192,7 +197,9 @@ def test_text_names_who_made_it_and_the_numbers_but_never_the_patient(drawn: lis
 
 
 def test_every_output_that_a_route_may_name_can_be_built_and_has_a_series_number() -> None:
-    assert RouteSettings.OUTPUTS == set(OUTPUTS) == set(outputs._BUILDERS)
+    assert set(OUTPUTS) == RouteSettings.OUTPUTS
+    for output in OUTPUTS:
+        assert callable(importlib.import_module(f"dicomai.outputs.{output}").build)
     assert len({results.provenance().series_number(output) for output in OUTPUTS}) == len(OUTPUTS)
 
 
@@ -258,3 +265,50 @@ def test_size_is_legible_and_proportions_are_the_patients(
 def test_label_map_of_another_grid_is_refused() -> None:
     with pytest.raises(InferenceError, match="another"):
         built(results.findings(np.zeros((5, 8, 8), np.uint8)), of())
+
+
+def detections(sources: Sources, *shapes: Shape) -> Findings:
+    """Detect something of each shape in the middle of a slice, 20 mm by 10 mm in it, between the last two slices."""
+    place = geometry(sources)
+    right, down = np.asarray(place.orientation[:3]), np.asarray(place.orientation[3:])
+    normal = np.cross(right, down)
+    center = np.asarray(place.positions[-1]) - 1.2 * normal + 20 * down + 20 * right  # 1.8 mm above the last but one
+    axes = tuple(tuple(map(float, axis)) for axis in (10 * right, 5 * down, 0.5 * normal))
+    made = [
+        Detection(NODULE, results.ABNORMALITY, LUNG, Region(shape, tuple(map(float, center)), axes if n else ()), 0.871)
+        for shape, n in zip(shapes, (shape is not Shape.POINT for shape in shapes), strict=True)
+    ]
+    return Findings((), (), Outcome.FINDINGS, detections=tuple(made))
+
+
+@pytest.mark.parametrize("orientation", ["axial", "oblique"])
+@pytest.mark.parametrize(
+    ("shape", "size"), [(Shape.BOX, (20, 10)), (Shape.ELLIPSOID, (20, 10)), (Shape.POINT, (2.4, 2.4))]
+)
+def test_what_was_detected_is_outlined_in_the_slice_nearest_to_it(
+    shape: Shape, size: tuple[float, float], orientation: str
+) -> None:
+    sources = of(orientation=orientation)
+    ds = built(detections(sources, shape), sources)
+    assert shown(ds, sources) == [4], "the slice that is nearest, though the detection lies between two"
+    y, x = np.nonzero(near(ds.pixel_array[: 520 + GAP, :], words.DETECTED))
+    scale = 520 / 40
+    middle = np.asarray([(y.min() + y.max()) / 2, (x.min() + x.max()) / 2]) - GAP
+    np.testing.assert_allclose(middle, 20.5 * scale, atol=scale)
+    np.testing.assert_allclose([np.ptp(x) / scale, np.ptp(y) / scale], size, atol=1.2)
+    in_corner = (x < x.min() + scale) & (y < y.min() + scale)
+    assert in_corner.any() == (shape is Shape.BOX) or shape is Shape.POINT
+
+
+def test_what_is_about_no_segment_is_said_in_words(drawn: list[str]) -> None:
+    sources = of()
+    found = replace(
+        detections(sources, Shape.BOX),
+        evaluations=(Evaluation(Code("233604007", "SCT", "Pneumonia"), PRESENT, LUNG, 0.934),),
+        scores=(Score(Code("112058", "DCM", "Calcium score"), 112.4, Code("1", "UCUM", "no units")),),
+    )
+    built(found, sources)
+    said = " ".join(drawn)
+    assert "Pneumonia, Lung: Present, probability 0.93" in said
+    assert "Calcium score: 112" in said
+    assert "Nodule, Lung: at R 20.0, A 10.0, H 30.8 mm, 20.0 x 10.0 x 1.0 mm, probability 0.87" in said

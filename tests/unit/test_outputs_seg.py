@@ -11,10 +11,12 @@ import pytest
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
+from pydicom.uid import ExplicitVRLittleEndian
 
 from dicomai.errors import GeometryError, InferenceError
 from dicomai.findings import Findings, Layer, Outcome
-from dicomai.outputs import Sources, build, encode
+from dicomai.outputs import Sources, build, encode, labelmap, restate, seg
+from dicomai.profiles import LABEL_MAP_SYNTAXES
 from tests import results, synthetic
 
 
@@ -40,6 +42,17 @@ def label_maps(ds: Dataset, sources: Sources) -> dict[int, NDArray[np.bool_]]:
         identified = groups.get("SegmentIdentificationSequence") or shared.SegmentIdentificationSequence
         masks[identified[0].ReferencedSegmentNumber][z] = plane
     return masks
+
+
+def references(ds: Dataset) -> list[tuple[str, str]]:
+    """Give class and UID of every instance that an object refers to."""
+    named = []
+    if "ReferencedSOPInstanceUID" in ds:
+        named.append((ds.ReferencedSOPClassUID, ds.ReferencedSOPInstanceUID))
+    for element in ds:
+        for item in element.value if element.VR == "SQ" else ():
+            named += references(item)
+    return named
 
 
 def test_enhanced_multi_frame_source_is_referred_to_by_frame() -> None:
@@ -164,11 +177,68 @@ def test_unknown_source_class_is_referred_to_as_it_is() -> None:
     assert {item.ReferencedSOPClassUID for item in made.SourceImageSequence} == {"1.2.3.4.5"}
 
 
-def test_same_work_gives_the_same_bytes() -> None:
+@pytest.mark.parametrize("label_map", [None, *LABEL_MAP_SYNTAXES])
+def test_same_work_gives_the_same_bytes(label_map: str | None) -> None:
     sources = results.sources(synthetic.instances(synthetic.series(shape=(4, 8, 8))))
     found = results.findings(results.ball((4, 8, 8)))
-    first, again = (encode(build("seg", found, sources, results.provenance())) for _ in range(2))  # type: ignore[arg-type]
+    made = results.provenance(label_map=label_map)
+    first, again = (encode(build("seg", found, sources, made)) for _ in range(2))  # type: ignore[arg-type]
     assert first == again
+    assert encode(restate(pydicom.dcmread(io.BytesIO(first)), sources.newest)) == first
+
+
+@pytest.mark.parametrize("syntax", LABEL_MAP_SYNTAXES)
+def test_a_label_map_has_the_numbers_of_its_segments_for_values(syntax: str) -> None:
+    sources = results.sources(synthetic.instances(synthetic.series(shape=(5, 20, 15))))  # an odd number of voxels
+    labels = np.zeros((5, 20, 15), np.uint16)
+    labels[1:4] = 2 * np.arange(300).reshape(20, 15) + 1  # 300 segments do not fit in eight bits
+    segments = [results.segment(2 * n + 1, f"Part {n}") for n in range(300)]
+    ds = built(results.findings(labels, segments=segments), sources, label_map=syntax)
+    assert (ds.file_meta.TransferSyntaxUID, ds.SOPClassUID) == (syntax, "1.2.840.10008.5.1.4.1.1.66.7")
+    assert [item.SegmentNumber for item in ds.SegmentSequence] == list(range(301))
+    assert ds.SegmentSequence[0].SegmentedPropertyTypeCodeSequence[0].CodeValue == "125040"  # Background
+    assert (ds.NumberOfFrames, ds.PixelPaddingValue) == (3, 0)
+    np.testing.assert_array_equal(ds.pixel_array, (labels[1:4] + 1) // 2)
+    referred = [g.DerivationImageSequence[0].SourceImageSequence[0] for g in ds.PerFrameFunctionalGroupsSequence]
+    assert {one.ReferencedSOPInstanceUID for one in referred} == {
+        frame.instance.sop_instance_uid for frame in sources.frames[1:4]
+    }
+
+
+@pytest.mark.parametrize("label_map", [None, ExplicitVRLittleEndian])
+def test_the_report_refers_to_the_class_that_the_segmentation_has(label_map: str | None) -> None:
+    sources = results.sources(synthetic.instances(synthetic.series(shape=(4, 8, 8))))
+    found, made = results.findings(results.ball((4, 8, 8))), results.provenance(label_map=label_map)
+    segmentation, report = (build(output, found, sources, made) for output in ("seg", "sr"))
+    assert segmentation is not None
+    assert report is not None
+    pair = segmentation.SOPClassUID, segmentation.SOPInstanceUID
+    named = [one for one in references(report) if one[1] == pair[1]]
+    assert len(named) > 1  # the measurements', and the evidence's
+    assert set(named) == {pair}
+
+
+def test_no_run_goes_on_in_the_next_row() -> None:
+    plane = np.full((3, 300), 7, dtype=np.uint8)
+    plane[1, 5] = 9
+    pairs = np.frombuffer(labelmap._segment(plane), np.uint8).reshape(-1, 2)
+    lengths = [1 if first == 0 else 257 - int(first) for first in pairs[:, 0]]  # as PS3.5 G.3.2 reads them
+    assert lengths == [128, 128, 44, 5, 1, 128, 128, 38, 128, 128, 44]
+    assert pairs[:, 1].tolist() == [7] * 4 + [9] + [7] * 6
+
+
+def test_what_overlaps_is_no_label_map() -> None:
+    sources = results.sources(synthetic.instances(synthetic.series(shape=(4, 8, 8))))
+    one, other = np.ones((2, 4, 8, 8), np.uint8)
+    other[:, 1:] = 0
+    found = results.findings(one, other)
+    ds = built(found, sources, label_map=ExplicitVRLittleEndian)
+    assert (ds.SOPClassUID, ds.SegmentationType, ds.SegmentsOverlap) == (seg.SOP_CLASS_UID, "BINARY", "YES")
+    made = results.provenance(label_map=ExplicitVRLittleEndian)
+    assert seg.sop_class_uid(found, made) == ds.SOPClassUID
+    apart = results.findings(np.where(other, 0, one), other)
+    assert seg.sop_class_uid(apart, made) == built(apart, sources, label_map=ExplicitVRLittleEndian).SOPClassUID
+    assert seg.sop_class_uid(apart, made) != seg.SOP_CLASS_UID
 
 
 def test_segment_type_code_is_used_as_given() -> None:

@@ -16,6 +16,7 @@ from pydicom.dataset import FileDataset
 
 from dicomai.findings import Findings, Layer, Outcome
 from dicomai.outputs import Sources, build, encode
+from dicomai.profiles import LABEL_MAP_SYNTAXES
 from dicomai.stacks import split
 from dicomai.volume import Limits, Volume, load
 from tests import results, synthetic
@@ -38,8 +39,14 @@ IMAGES = st.fixed_dictionaries(
     }
 )
 LABELS = st.fixed_dictionaries(
-    {"layers": st.integers(1, 3), "share": st.sampled_from([0.02, 0.3, 0.9]), "wide": st.booleans()}
+    {
+        "layers": st.integers(1, 3),
+        "apart": st.booleans(),
+        "share": st.sampled_from([0.02, 0.3, 0.9]),
+        "wide": st.booleans(),
+    }
 )
+FORMS = st.sampled_from([None, *LABEL_MAP_SYNTAXES])
 
 
 def images(case: Image, random: np.random.Generator) -> list[FileDataset]:
@@ -66,12 +73,14 @@ def images(case: Image, random: np.random.Generator) -> list[FileDataset]:
 
 def masks(case: dict[str, Any], volume: Volume, random: np.random.Generator) -> Findings:
     """Make label maps of three segments each: one wherever it falls, one in one slice only, one without a voxel."""
-    layers = []
+    layers, taken = [], np.zeros(volume.shape, dtype=bool)
     for index in range(case["layers"]):
         labels = np.zeros(volume.shape, np.uint16 if case["wide"] else np.uint8)
         first = 300 * case["wide"] + 1
         labels[random.random(volume.shape) < case["share"]] = first
         labels[random.integers(len(labels)), 0] = first + 1
+        labels[taken & case["apart"]] = 0
+        taken |= labels > 0
         segments = tuple(results.segment(first + n, f"{index}.{n}") for n in range(3))
         layers.append(Layer(labels, segments))
     return Findings(tuple(layers), (), Outcome.FINDINGS)
@@ -83,21 +92,21 @@ def expected(findings: Findings) -> dict[str, NDArray[np.bool_]]:
     return {label: mask for label, mask in named.items() if mask.any()}
 
 
-def by_source(read: Segmentation, sources: Sources) -> NDArray[np.bool_]:
+def by_source(read: Segmentation, sources: Sources, numbers: list[int]) -> NDArray[np.bool_]:
     """Let highdicom read the segments by the images that they were made of; shape (z, y, x, segment)."""
     uids = [frame.instance.sop_instance_uid for frame in sources.frames]
+    options: dict[str, Any] = {"segment_numbers": numbers, "assert_missing_frames_are_empty": True}
     if sources.frames[0].number is None:
-        found = read.get_pixels_by_source_instance(uids, assert_missing_frames_are_empty=True)
+        found = read.get_pixels_by_source_instance(uids, **options)
     else:
-        numbers = [frame.number for frame in sources.frames]
-        found = read.get_pixels_by_source_frame(uids[0], numbers, assert_missing_frames_are_empty=True)
+        found = read.get_pixels_by_source_frame(uids[0], [frame.number for frame in sources.frames], **options)
     return np.asarray(found, dtype=bool)
 
 
-def by_place(read: Segmentation, volume: Volume) -> NDArray[np.bool_]:
+def by_place(read: Segmentation, volume: Volume, numbers: list[int]) -> NDArray[np.bool_]:
     """Let highdicom read the segments as a volume, and put each voxel where it lies; shape as in `by_source`."""
-    found = read.get_volume(rtol=0.02)
-    made = np.zeros((*volume.shape, read.number_of_segments), dtype=bool)
+    found = read.get_volume(segment_numbers=numbers, rtol=0.02)
+    made = np.zeros((*volume.shape, len(numbers)), dtype=bool)
     index = np.argwhere(found.array)
     points = np.c_[index[:, :3], np.ones(len(index))] @ np.asarray(found.affine).T
     back = (points @ np.linalg.inv(volume.affine).T)[:, :3]
@@ -108,19 +117,23 @@ def by_place(read: Segmentation, volume: Volume) -> NDArray[np.bool_]:
 
 # A case is small as it is drawn, and to make it smaller would take minutes.
 @settings(max_examples=30, deadline=None, derandomize=True, phases=(Phase.explicit, Phase.generate))
-@given(image=IMAGES, labels=LABELS, seed=st.integers(0, 2**32 - 1))
-def test_what_is_read_is_the_mask(image: Image, labels: dict[str, Any], seed: int) -> None:
+@given(image=IMAGES, labels=LABELS, label_map=FORMS, seed=st.integers(0, 2**32 - 1))
+def test_what_is_read_is_the_mask(image: Image, labels: dict[str, Any], label_map: str | None, seed: int) -> None:
     random = np.random.default_rng(seed)
     (stack,) = split(synthetic.as_series(images(image, random)))
     volume = load(stack, Limits())
     sources = Sources(volume.frames, volume.frames[0].instance.header, lossy=False)
     findings = masks(labels, volume, random)
-    made = build("seg", findings, sources, results.provenance())
+    made = build("seg", findings, sources, results.provenance(label_map=label_map))
     assert made is not None
     read = Segmentation.from_dataset(pydicom.dcmread(io.BytesIO(encode(made))))
     truth = expected(findings)
-    assert [item.SegmentLabel for item in read.SegmentSequence] == list(truth)
     stacked = np.stack(list(truth.values()), axis=-1)
-    np.testing.assert_array_equal(by_source(read, sources), stacked)
-    np.testing.assert_array_equal(by_place(read, volume), stacked)
-    assert read.SegmentsOverlap == ("YES" if (stacked.sum(axis=-1) > 1).any() else "NO")
+    overlaps = (stacked.sum(axis=-1) > 1).any()
+    background = ["Background"] if label_map and not overlaps else []
+    assert [item.SegmentLabel for item in read.SegmentSequence] == [*background, *truth]
+    numbers = [int(item.SegmentNumber) for item in read.SegmentSequence if item.SegmentNumber]
+    np.testing.assert_array_equal(by_source(read, sources, numbers), stacked)
+    np.testing.assert_array_equal(by_place(read, volume, numbers), stacked)
+    assert read.SegmentsOverlap == ("YES" if overlaps else "NO")
+    assert read.SegmentationType == ("LABELMAP" if background else "BINARY")

@@ -1,5 +1,6 @@
 """Pictures: nothing flipped, true proportions, contours on the mask, the mark on every slice."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from pydicom.dataset import FileDataset
 from pydicom.sr.coding import Code
 
 from dicomai import render
+from dicomai.errors import InferenceError
 from dicomai.findings import Findings, Layer, Measurement, Outcome
 from dicomai.render import Edges, choose_slices, edges, montage, window
 from dicomai.stacks import split
@@ -17,6 +19,7 @@ from dicomai.volume import Limits, Volume, load
 from tests import results, synthetic
 
 ORANGE = results.segment().color
+ATTENUATION, MEAN = Code("112031", "DCM", "Attenuation Coefficient"), Code("373098007", "SCT", "Mean")
 
 
 def volume(images: list[FileDataset]) -> Volume:
@@ -104,7 +107,7 @@ def test_legend_gives_label_and_number_with_unit(monkeypatch: pytest.MonkeyPatch
     one, other = results.segment(1), results.segment(2, "Tumour")
     measured = (
         Measurement(results.VOLUME, 1292.3248, results.CM3, one),
-        Measurement(Code("112031", "DCM", "Attenuation Coefficient"), 4.256, Code("[hnsf'U]", "UCUM", "HU"), one),
+        Measurement(ATTENUATION, 4.256, Code("[hnsf'U]", "UCUM", "HU"), one, derivation=MEAN),
     )
     found = Findings(
         (Layer(results.ball((5, 40, 40)), (one, other)),), measured, Outcome.FINDINGS, ("Not a T1. " * 20,)
@@ -112,11 +115,17 @@ def test_legend_gives_label_and_number_with_unit(monkeypatch: pytest.MonkeyPatch
     images = synthetic.series(shape=(5, 40, 40), spacing=(3.0, 1, 1), PatientName="Secret^Name", PatientID="ID-77")
     montage(volume(images), found, title="brain_extraction 1.0.2")
     assert "brain_extraction 1.0.2" in drawn
-    assert "Intracranial structure  1292 cm3, Attenuation Coefficient 4.26 HU" in " ".join(drawn)
+    assert "Intracranial structure  1292 cm3, Attenuation Coefficient, Mean 4.26 HU" in " ".join(drawn)
     assert "Tumour: looked for, not found" in drawn
     assert " ".join(drawn).count("Not a T1.") == 20
     assert "Im 3, H 26.0 mm" in drawn
     assert not any("Secret" in line or "ID-77" in line for line in drawn)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_no_number_is_never_shown(value: float) -> None:
+    with pytest.raises(InferenceError, match=r"Volume of Intracranial structure is (nan|inf), which is no number"):
+        Measurement(results.VOLUME, value, results.CM3, results.segment())
 
 
 def test_slices_are_chosen_where_the_mask_is() -> None:
@@ -134,6 +143,9 @@ def test_window_is_the_images_own_where_it_shows_something() -> None:
     array = synthetic.pattern((5, 40, 40))
     good = of(array=array, WindowCenter="40", WindowWidth="400")
     assert window(good.array[2], good.frames[2]) == (-160, 240)
+    lung = np.full((1, 40, 40), -800.0)
+    lung[0, 0, :3] = 40  # next to nothing lies inside: it is shown as the viewer shows it all the same
+    assert window(lung, good.frames[2]) == (-160, 240)
     own = tuple(np.percentile(good.array[2], (1, 99.5)))
     for center, width in (("0", "0"), ("30000", "10"), (None, None)):
         other = of(array=array, WindowCenter=center, WindowWidth=width)

@@ -1,0 +1,246 @@
+r"""Grayscale Softcopy Presentation State (PS3.3 A.33.1): outlines of the segments as graphics over the source images.
+
+Each segment has a layer of its own, in its colour, that a reader can switch off; its label and numbers stand on the
+slice of its largest area, 'AI, unverified' on every image. Grey values are shown as the source images say.
+
+Graphics are in PIXEL units: 0\0 is the top left corner of the first pixel, 1\1 its bottom right corner, so that its
+centre is 0.5\0.5 (PS3.3 C.10.5.1.2).
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from highdicom.color import CIELabColor
+from pydicom.dataelem import RawDataElement
+from pydicom.dataset import Dataset
+from pydicom.tag import Tag
+from pydicom.uid import GrayscaleSoftcopyPresentationStateStorage
+
+from dicomai import pixels, render
+from dicomai.findings import Findings, NumberedSegment, found_segments
+from dicomai.outputs.common import (
+    begin,
+    carry,
+    check_shapes,
+    decimals,
+    finish,
+    geometry,
+    reference,
+    references,
+    tracking,
+)
+from dicomai.outputs.contours import Polygon, masks, outlines
+from dicomai.outputs.keyimage import areas, choose_slices
+from dicomai.outputs.provenance import Provenance, Sources
+from dicomai.stacks import attributes, number
+from dicomai.study import Frame
+
+SOP_CLASS_UID = GrayscaleSoftcopyPresentationStateStorage
+
+_GRAPHIC_DATA = Tag("GraphicData")
+_MOST_POINTS = 65534 // 8  # of a line: two 32 bit numbers each, in 16 bits of length
+_MARK_LAYER = "AI_UNVERIFIED"
+_MARK_BOX = ([0.01, 0.01], [0.99, 0.05])  # of the displayed area
+_THREADS = 2
+
+Window = tuple[float, float, str]  # centre, width, VOI LUT Function
+
+
+def build(findings: Findings, sources: Sources, provenance: Provenance) -> Dataset | None:
+    """Draw the segments' outlines as graphics; None where no segment has a voxel.
+
+    Args:
+        findings: label maps of shape (z, y, x), z as in `sources.frames`.
+        sources: the images that the label maps lie on; where one to be shown has no window, pixel data is read again.
+        provenance: who made it, and under which identifiers.
+
+    Raises:
+        InferenceError: a label map has another shape than the images, or a value that is not described.
+        GeometryError: an image does not say where it lies.
+        UnreadableError: pixel data cannot be decoded.
+        StoreError: the storage did not give an instance.
+    """
+    check_shapes(findings, sources)
+    found = found_segments(findings)
+    if not found:
+        return None
+    made = begin("gsps", SOP_CLASS_UID, "PR", provenance)
+    made.ContentLabel = _MARK_LAYER
+    made.ContentDescription = f"Outlines by {provenance.algorithm.name}"[:64].replace("\\", "/")
+    made.ContentCreatorName = "dicomai^"
+    made.PresentationCreationDate = made.PresentationCreationTime = None  # `finish` knows them
+    made.GraphicLayerSequence = [*_layers(found, provenance)]
+    made.GraphicAnnotationSequence = [_mark(provenance), *_drawn(findings, found, sources, provenance)]
+    counted = areas(findings)
+    shown = [sources.frames[z] for z in np.flatnonzero(np.any(list(counted.values()), axis=0))]
+    series = Dataset()
+    series.SeriesInstanceUID = str(sources.header.SeriesInstanceUID)
+    series.ReferencedImageSequence = references(shown)
+    made.ReferencedSeriesSequence = [series]
+    made.DisplayedAreaSelectionSequence = [_whole_image(sources)]
+    chosen = choose_slices(counted, len(sources.frames))
+    _show_grey(made, shown, [sources.frames[z] for z in chosen])
+    inverse = sources.header.get("PhotometricInterpretation") == "MONOCHROME1"
+    made.PresentationLUTShape = "INVERSE" if inverse else "IDENTITY"
+    for keyword in ("BodyPartExamined", "Laterality"):
+        if sources.header.get(keyword):
+            carry(made, sources.header, keyword)
+    return finish(made, sources, provenance, "gsps")
+
+
+def _layers(found: Sequence[NumberedSegment], provenance: Provenance) -> Iterator[Dataset]:
+    """Describe the layers (PS3.3 C.10.7): the mark's, and one for each segment."""
+    algorithm = provenance.algorithm
+    yield _layer(_MARK_LAYER, 1, f"{render.MARK}: {algorithm.name}", render.YELLOW)
+    for one in found:
+        yield _layer(_layer_name(one), one.number + 1, one.segment.label, one.segment.color)
+
+
+def _layer(name: str, order: int, description: str, color: tuple[int, int, int]) -> Dataset:
+    item = Dataset()
+    item.GraphicLayer, item.GraphicLayerOrder = name, order
+    item.GraphicLayerDescription = description[:64].replace("\\", "/")
+    item.GraphicLayerRecommendedDisplayCIELabValue = list(CIELabColor.from_rgb(*color).value)
+    return item
+
+
+def _layer_name(one: NumberedSegment) -> str:
+    return f"SEGMENT_{one.number}"
+
+
+def _mark(provenance: Provenance) -> Dataset:
+    """Say on every image who drew, and that nobody has verified it; it names no image, which means all."""
+    algorithm = provenance.algorithm
+    text = Dataset()
+    text.BoundingBoxAnnotationUnits = "DISPLAY"
+    text.BoundingBoxTopLeftHandCorner, text.BoundingBoxBottomRightHandCorner = _MARK_BOX
+    text.BoundingBoxTextHorizontalJustification = "LEFT"
+    text.UnformattedTextValue = f"{render.MARK}: {algorithm.name} {algorithm.version}"
+    item = Dataset()
+    item.GraphicLayer = _MARK_LAYER
+    item.TextObjectSequence = [text]
+    return item
+
+
+def _drawn(
+    findings: Findings, found: Sequence[NumberedSegment], sources: Sources, provenance: Provenance
+) -> Iterator[Dataset]:
+    """Draw each segment on each image that it lies on (PS3.3 C.10.5)."""
+    counted = areas(findings)
+    for one, z, mask in masks(findings, found, counted):
+        identifier, uid = tracking(provenance, one.layer, one.segment)
+        lines = [polygon + 0.5 for polygon in outlines(mask)]
+        item = Dataset()
+        item.ReferencedImageSequence = [reference(sources.frames[z])]
+        item.GraphicLayer = _layer_name(one)
+        if z == int(np.argmax(counted[one.layer, one.segment.number])):
+            item.TextObjectSequence = [_text(one, findings, lines)]
+        item.GraphicObjectSequence = []
+        for points in (part for line in lines for part in _parts(line)):
+            drawn = Dataset()
+            drawn.GraphicAnnotationUnits, drawn.GraphicDimensions = "PIXEL", 2
+            drawn.NumberOfGraphicPoints = len(points)
+            drawn.GraphicType, drawn.GraphicFilled = "POLYLINE", "N"
+            drawn.TrackingID, drawn.TrackingUID = identifier, uid
+            drawn[_GRAPHIC_DATA] = _data(points)
+            # Says that the bytes are in the data set's own encoding: they are then written as they are.
+            drawn.set_original_encoding(False, True, drawn._character_set)
+            item.GraphicObjectSequence.append(drawn)
+        yield item
+
+
+def _parts(line: Polygon) -> Iterator[Polygon]:
+    """Close a polygon, and cut it where it has more points than its attribute can hold."""
+    closed = np.concatenate([line, line[:1]])
+    for start in range(0, len(closed) - 1, _MOST_POINTS - 1):
+        yield closed[start : start + _MOST_POINTS]
+
+
+def _data(points: Polygon) -> RawDataElement:
+    """Write points as 32 bit numbers; as bytes, because there may be a million of them."""
+    encoded = points.astype("<f4").tobytes()
+    return RawDataElement(_GRAPHIC_DATA, "FL", len(encoded), encoded, 0, False, True)
+
+
+def _text(one: NumberedSegment, findings: Findings, lines: Sequence[Polygon]) -> Dataset:
+    """Write a segment's label and numbers, anchored at the highest corner of its outline."""
+    corners = np.concatenate(lines)
+    text = Dataset()
+    text.AnchorPointAnnotationUnits = "PIXEL"
+    text.AnchorPoint = corners[np.argmin(corners[:, 1])].tolist()
+    text.AnchorPointVisibility = "Y"
+    numbers = render.numbers_of(one.segment, findings.measurements)
+    text.UnformattedTextValue = ", ".join([one.segment.label, *([numbers] if numbers else [])])[:1024]
+    return text
+
+
+def _whole_image(sources: Sources) -> Dataset:
+    """Show images whole, as large as there is room (PS3.3 C.10.4); here pixels are counted from 1."""
+    item = Dataset()
+    item.DisplayedAreaTopLeftHandCorner = [1, 1]
+    item.DisplayedAreaBottomRightHandCorner = [int(sources.header.Columns), int(sources.header.Rows)]
+    item.PresentationSizeMode = "SCALE TO FIT"
+    item.PresentationPixelSpacing = decimals(geometry(sources).pixel_spacing)
+    return item
+
+
+def _show_grey(made: Dataset, shown: Sequence[Frame], chosen: Sequence[Frame]) -> None:
+    """Show grey values as the images say (PS3.3 C.11.1, C.11.8): Modality LUT and windows.
+
+    A presentation state has one rescaling for all of its images. Where theirs differ, as in PET, it has none, and the
+    windows are those of the stored values. An image without a window gets that of the slices chosen for key images.
+    """
+    rescalings = [_rescaling(frame) for frame in shown]
+    shared = len(set(rescalings)) == 1
+    if shared:
+        slope, intercept, made.RescaleType = rescalings[0]
+        (made.RescaleSlope,), (made.RescaleIntercept,) = decimals((slope,)), decimals((intercept,))
+    by_window: dict[Window, list[Frame]] = {}
+    for frame, rescaling, window in zip(shown, rescalings, _windows(shown, chosen), strict=True):
+        by_window.setdefault(window if shared else _stored(window, rescaling), []).append(frame)
+    made.SoftcopyVOILUTSequence = []
+    for (center, width, function), frames in by_window.items():
+        item = Dataset()
+        if len(by_window) > 1:
+            item.ReferencedImageSequence = references(frames)
+        (item.WindowCenter,), (item.WindowWidth,) = decimals((center,)), decimals((width,))
+        item.VOILUTFunction = function
+        made.SoftcopyVOILUTSequence.append(item)
+
+
+def _rescaling(frame: Frame) -> tuple[float, float, str]:
+    """Give a frame's slope, intercept and unit; the identity where it has none. 'US': the unit is not stated."""
+    said = attributes(frame, "PixelValueTransformationSequence")
+    slope, intercept = number(said, "RescaleSlope"), number(said, "RescaleIntercept")
+    return slope or 1.0, intercept or 0.0, str(said.get("RescaleType") or "US")
+
+
+def _windows(shown: Sequence[Frame], chosen: Sequence[Frame]) -> list[Window]:
+    """Give each frame's window, after rescaling."""
+    stated = [_stated(frame) for frame in shown]
+    if all(stated):
+        return [window for window in stated if window]
+    low, high = render.window(pixels.decode(chosen, _THREADS), chosen[len(chosen) // 2])
+    center, width = (float(f"{value:.6g}") for value in ((low + high) / 2, high - low))
+    made = (center, width, "LINEAR" if width >= 1 else "LINEAR_EXACT")
+    return [window or made for window in stated]
+
+
+def _stated(frame: Frame) -> Window | None:
+    """Give the window that an image states; None where it has none, or one that no viewer could use."""
+    center, width = render.voi_window(frame)
+    function = str(attributes(frame, "FrameVOILUTSequence").get("VOILUTFunction") or "LINEAR")
+    if center is None or width is None or width <= 0 or (function == "LINEAR" and width < 1):
+        return None
+    return center, width, function
+
+
+def _stored(window: Window, rescaling: tuple[float, float, str]) -> Window:
+    """Give the window of stored values that is a window of rescaled ones.
+
+    Where it is LINEAR it reaches from `center - 0.5 - (width - 1) / 2` as far up (PS3.3 C.11.2.1.2.1).
+    """
+    center, width, function = window
+    slope, intercept, _ = rescaling
+    more = 1.0 if function == "LINEAR" else 0.0
+    return (center - more / 2 - intercept) / slope + more / 2, (width - more) / abs(slope) + more, function
