@@ -4,21 +4,25 @@ import io
 import os
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from typing import Protocol
 
 import pydicom
 import structlog
 
 from dicomai import leases
 from dicomai.config import DeliverySettings
+from dicomai.confirmation import Confirmation
 from dicomai.database import Database, owner_name
 from dicomai.database.deliveries import Deliveries
-from dicomai.database.worklist import Claim, FrozenObject, Worklist
+from dicomai.database.results import FrozenObject
+from dicomai.database.worklist import Claim, Worklist
 from dicomai.destinations import Destination, Outgoing
 from dicomai.errors import (
     DicomaiError,
     NoAssociationError,
+    NotAdmittedError,
     NotKeptError,
     StaleAttemptError,
     UnreachableError,
@@ -32,11 +36,15 @@ log = structlog.get_logger()
 
 _LEASE_SECONDS = 60.0
 
-_MOST_SETBACKS = 3
-"""How often a destination may not understand or lose a result, before a person has to look."""
-
 _LONGEST_ECHO_WAIT = 60.0
 """Seconds between two C-ECHO to a destination that is away; they cost nothing, and results wait."""
+
+
+class Lane(Protocol):
+    """What goes on beside the others."""
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until told to stop."""
 
 
 class Delivery:
@@ -56,8 +64,8 @@ class Delivery:
         self._destination = destination
         self._settings = settings
         self._owner = owner_name("delivery", os.getpid())
-        self._deliveries = Deliveries(database)
-        self._circuit = _Circuit(destination, self._deliveries, self._owner, self._wait)
+        self._circuit = _Circuit(destination, Deliveries(database), self._owner, self._wait)
+        self._confirmation = Confirmation(database, destination, settings, self._outgoing)
 
     def run(self, stop: threading.Event) -> None:
         """Deliver until told to stop; a result under way is finished first."""
@@ -83,12 +91,18 @@ class Delivery:
         where = {"study": claim.trace, "workitem": claim.item, "destination": claim.destination}
         try:
             # What the destination has whole is only asked for: nothing can be changed or held any more.
-            objects = self._settle(claim) if self._worklist.result(claim) else []
+            is_left = bool(self._worklist.result(claim))
+            if is_left and self._confirmation.awaits_source(claim, where):
+                return
+            objects = self._settle(claim) if is_left else []
             if objects is None:
                 log.warning("held for a person", **where)
                 return
-            self._send(claim, objects, where)
-            if self._is_shown(claim, where):
+            try:
+                self._send(claim, objects, where)
+            finally:  # what was accepted before a failure is looked into as well
+                self._confirmation.look_into_coerced(claim, where)
+            if self._confirmation.is_whole(claim, where):
                 self._worklist.finish_delivery(claim)
                 log.info("delivered", objects=len(objects), **where)
         except StaleAttemptError:
@@ -123,48 +137,17 @@ class Delivery:
         Nothing is tried again anywhere below: this is the one place that waits.
         """
         wait = self._wait(claim.attempt)
-        if not error.retryable:
+        is_away = isinstance(error, NoAssociationError | NotAdmittedError)  # which is the fault of no result
+        if not error.retryable and not is_away:
             log.error("not delivered", error=str(error), **where)
             self._worklist.fail(claim, str(error))
         elif isinstance(error, NotKeptError):
-            self._set_back(claim, wait, str(error), where)
+            self._confirmation.set_back(claim, wait, str(error), where)
         else:
             log.warning("not delivered yet", error=str(error), next_try_in_s=round(wait), **where)
             self._worklist.postpone(claim, wait, str(error))
-            if isinstance(error, NoAssociationError):
-                self._circuit.missed(str(error))
-
-    def _set_back(
-        self, claim: Claim, wait: float, reason: str, where: dict[str, object], lost: tuple[int, ...] = ()
-    ) -> None:
-        if self._deliveries.set_back(claim, wait, reason, _MOST_SETBACKS, lost):
-            log.warning("not delivered yet", error=reason, next_try_in_s=round(wait), **where)
-        else:
-            log.error("not delivered", error=reason, **where)
-
-    def _is_shown(self, claim: Claim, where: dict[str, object]) -> bool:
-        """Ask the destination, where it is asked, for what it has accepted; without all of it the delivery goes on.
-
-        An object that is not shown is asked for again until the time is over; then it is lost, and sent again.
-        """
-        timeout = self._destination.verify_timeout
-        if timeout is None:
-            return True
-        taken, seconds = self._deliveries.taken(claim)
-        hidden = {o.sop_instance_uid for o in self._destination.missing([self._outgoing(o) for o in taken])}
-        if not hidden:
-            return True
-        said = f"Destination '{claim.destination}' accepted {', '.join(sorted(hidden))}, and C-FIND"
-        if seconds < timeout:
-            wait = min(max(self._settings.first_wait, seconds), max(timeout - seconds, 1.0))
-            reason = f"{said} does not show it yet: it is asked again."
-            log.info("not shown yet", objects=len(hidden), next_try_in_s=round(wait), **where)
-            self._deliveries.look_again(claim, wait, reason)
-        else:
-            lost = tuple(o.id for o in taken if o.sop_instance_uid in hidden)
-            reason = f"{said} did not show it within {timeout:g} s: look into its log for why it was lost."
-            self._set_back(claim, self._settings.first_wait, reason, where, lost)
-        return False
+            if is_away:
+                self._circuit.missed(str(error), claim.item)
 
     def _settle(self, claim: Claim) -> list[FrozenObject] | None:
         """Give the objects to send, bearing the patient's and the study's attributes as they are now.
@@ -230,16 +213,21 @@ class _Circuit:
         self._wait = wait
         self._misses = 0
         self._ask_at: datetime | None = None
+        self._found_out: set[int] = set()  # deliveries that were begun, and met with no association
+        self._is_new = True
 
     def closed(self) -> bool:
         """Tell whether to send; asks a destination that was away, where it is time to."""
+        if self._is_new:  # what an earlier process said of a destination that was away may have passed
+            self._deliveries.explain(self._destination.name, self._owner, "")
+            self._is_new = False
         if self._ask_at is None:
             return True
         if self._deliveries.now() < self._ask_at:
             return False
         try:
             self._destination.reach()
-        except UnreachableError as error:
+        except (UnreachableError, NotAdmittedError) as error:
             self.missed(str(error))
             return False
         except Exception:  # as in a delivery: nobody would miss this thread
@@ -247,14 +235,17 @@ class _Circuit:
             self.missed(f"Destination '{self._destination.name}' could not be asked; the log of the delivery says why.")
             return False
         self._ask_at = None
-        self._deliveries.explain(self._destination.name, self._owner, "", "reachable")
+        begun, self._found_out = sorted(self._found_out), set()
+        self._deliveries.explain(self._destination.name, self._owner, "", "reachable", begun)
         log.info("the destination is there again", destination=self._destination.name)
         return True
 
-    def missed(self, reason: str) -> None:
-        """Open: there was no association."""
+    def missed(self, reason: str, item: int | None = None) -> None:
+        """Open: there was no association, which a delivery found out, if one is named."""
         is_news = self._ask_at is None
         self._misses += 1
+        if item is not None:
+            self._found_out.add(item)
         wait = min(self._wait(self._misses), _LONGEST_ECHO_WAIT)
         self._ask_at = self._deliveries.now() + timedelta(seconds=wait)
         self._deliveries.explain(self._destination.name, self._owner, reason, "unreachable" if is_news else "")
@@ -266,11 +257,9 @@ class _Circuit:
         self._misses = 0
 
 
-def run(destinations: list[Delivery], stop: threading.Event) -> None:
-    """Deliver to every destination, each in a thread of its own, until told to stop."""
-    threads = [
-        threading.Thread(target=one.run, args=(stop,), name=f"delivery {n}") for n, one in enumerate(destinations)
-    ]
+def run(lanes: Sequence[Lane], stop: threading.Event) -> None:
+    """Work in every lane, such as the delivery to one destination, each in a thread of its own, until told to stop."""
+    threads = [threading.Thread(target=one.run, args=(stop,), name=f"delivery {n}") for n, one in enumerate(lanes)]
     for thread in threads:
         thread.start()
     stop.wait()

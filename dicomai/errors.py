@@ -22,6 +22,7 @@
         │   ├── NoAssociationError  not even an association: ask for that alone, before more is sent
         │   └── NotKeptError    the peer cannot make sense of an object, or lost it: try again, but not for ever
         └── RejectedError       the peer said no for good
+            └── NotAdmittedError    it has no association with us at all, until a person corrects that
 
 An error says whether a retry can help (`retryable`); its text is one sentence that names the thing, the value
 and what to do, without a patient's name or birth date in it.
@@ -116,3 +117,7 @@ class NotKeptError(UnreachableError):
 
 class RejectedError(DeliveryError):
     """The peer answered that it will not have the object, or not give it."""
+
+
+class NotAdmittedError(RejectedError):
+    """The peer will have no association with us until a person corrects that, there or here; no object is to blame."""

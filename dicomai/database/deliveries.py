@@ -1,16 +1,33 @@
 """What deliveries alone need of the worklist: whether results are there still, and what is said while nobody is."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 
 import sqlalchemy as sa
 
-from dicomai.database import audit
+from dicomai.database import audit, commitments_asked, holds
 from dicomai.database.engine import Database
-from dicomai.database.tables import Acceptance, Workitem
+from dicomai.database.results import FrozenObject, objects_of
+from dicomai.database.tables import Acceptance, Result, Workitem
 from dicomai.database.transitions import cancel
-from dicomai.database.worklist import Claim, FrozenObject, fenced, objects_of, put_off
+from dicomai.database.worklist import Claim, fenced, put_off
 from dicomai.workitem import Kind, State
+
+
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """What a result was made from, and how old it and its delivery are.
+
+    Attributes:
+        series: UIDs of study and series of each input, and the number of its images.
+        age: seconds since the result was there.
+        waited: seconds since its delivery was scheduled.
+    """
+
+    series: tuple[tuple[str, str, int], ...]
+    age: float
+    waited: float
 
 
 class Deliveries:
@@ -25,16 +42,63 @@ class Deliveries:
         with self._db.read() as session:
             return self._db.now(session)
 
-    def taken(self, claim: Claim) -> tuple[list[FrozenObject], float]:
-        """Give the objects that the destination has accepted, in their order, and seconds since the last of them."""
+    def taken(self, claim: Claim, unsettled: int | None = None) -> list[FrozenObject]:
+        """Give the objects that the destination has accepted, in their order.
+
+        Args:
+            claim: the delivery.
+            unsettled: only those accepted with this status of which nobody has looked how they were filed.
+        """
         with self._db.read() as session:
             item = session.get_one(Workitem, claim.item)
-            rows = session.scalars(sa.select(Acceptance).where(Acceptance.workitem_id == item.id)).all()
-            if not rows:
-                return [], 0.0
-            numbers = {row.result_object_id for row in rows}
-            since = self._db.now(session) - max(row.at for row in rows)
-            return [o for o in objects_of(session, item.result_id or 0) if o.id in numbers], since.total_seconds()
+            query = sa.select(Acceptance.result_object_id).where(Acceptance.workitem_id == item.id)
+            if unsettled is not None:
+                query = query.where(Acceptance.status == unsettled, Acceptance.found.is_(None))
+            numbers = set(session.scalars(query))
+            return [o for o in objects_of(session, item.result_id or 0) if o.id in numbers]
+
+    def found(self, claim: Claim, found: Mapping[int, str]) -> None:
+        """Write down how the destination has filed objects that it accepted.
+
+        Args:
+            claim: the delivery.
+            found: by the object's number; empty where it is filed as it was sent.
+
+        Raises:
+            StaleAttemptError: the item is no longer this attempt's; nothing was written.
+        """
+        with self._db.write() as session:
+            item = fenced(session, claim)
+            for number, text in found.items():
+                session.get_one(Acceptance, (item.id, number)).found = text
+
+    def unseen(self, claim: Claim) -> float:
+        """Give the seconds in which what was accepted was asked for and not shown.
+
+        Neither the time in which the destination could not be asked counts, nor that in which nobody did.
+
+        Raises:
+            StaleAttemptError: the item is no longer this attempt's; nothing was written.
+        """
+        with self._db.write() as session:
+            item = fenced(session, claim)
+            now = self._db.now(session)
+            if item.looked_at is not None:
+                # Up to when it was to be asked again; a node that was killed on a look has not set that.
+                item.unseen += max(0.0, (min(now, item.due_at) - item.looked_at).total_seconds())
+            item.looked_at = now
+            return item.unseen
+
+    def behind(self, claim: Claim) -> Behind:
+        """Say what a delivery's result was made from."""
+        with self._db.read() as session:
+            item, now = session.get_one(Workitem, claim.item), self._db.now(session)
+            series = tuple(
+                (given.series.study.study_instance_uid, given.series.series_instance_uid, len(given.sop_instance_uids))
+                for given in holds.origin_of(session, item).inputs
+            )
+            age = now - session.get_one(Result, item.result_id).created_at
+            return Behind(series, age.total_seconds(), (now - item.created_at).total_seconds())
 
     def set_back(self, claim: Claim, seconds: float, reason: str, most: int, lost: Sequence[int] = ()) -> bool:
         """Let a delivery wait for another attempt after what is borne a few times only; end it after the last.
@@ -56,6 +120,8 @@ class Deliveries:
             item = fenced(session, claim)
             now = self._db.now(session)
             item.setbacks += 1
+            item.looked_at, item.unseen = None, 0.0
+            commitments_asked.close(session, item.id)  # what they say is of objects that may be sent again
             session.execute(
                 sa.delete(Acceptance).where(
                     Acceptance.workitem_id == item.id, Acceptance.result_object_id.in_(list(lost))
@@ -78,7 +144,7 @@ class Deliveries:
             item.looks += 1
             put_off(session, self._db.now(session), item, claim.owner, seconds, reason)
 
-    def explain(self, destination: str, actor: str, reason: str, event: str = "") -> None:
+    def explain(self, destination: str, actor: str, reason: str, event: str = "", begun: Sequence[int] = ()) -> None:
         """Say of all deliveries that have not begun why they wait.
 
         Args:
@@ -86,8 +152,16 @@ class Deliveries:
             actor: who says it.
             reason: in a sentence; empty when it has passed.
             event: for the audit, which has one row for all of them; none if empty.
+            begun: the numbers of deliveries that had begun and wait for the same reason, which has passed: they go on.
         """
         with self._db.write() as session:
+            if begun:
+                waiting = sa.and_(
+                    Workitem.id.in_(begun),
+                    Workitem.state == State.IN_PROGRESS.value,
+                    Workitem.lease_owner.is_(None),
+                )
+                session.execute(sa.update(Workitem).where(waiting).values(reason=reason, due_at=self._db.now(session)))
             session.execute(
                 sa.update(Workitem)
                 .where(

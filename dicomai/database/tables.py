@@ -7,6 +7,7 @@ from sqlalchemy import (
     BigInteger,
     DateTime,
     Dialect,
+    Double,
     ForeignKey,
     Index,
     Integer,
@@ -213,6 +214,8 @@ class Workitem(Table):
     attempt: Mapped[int] = mapped_column(default=0)
     setbacks: Mapped[int] = mapped_column(default=0)  # of a delivery: what was not understood, or lost, by now
     looks: Mapped[int] = mapped_column(default=0)  # of a delivery: attempts that only asked whether it is there by now
+    looked_at: Mapped[datetime | None]  # of a delivery: when it was last asked for and not shown, nothing failing since
+    unseen: Mapped[float] = mapped_column(Double, default=0.0)  # of a delivery: seconds, asked for in vain
     lease_owner: Mapped[str | None] = mapped_column(String(128))
     lease_expires: Mapped[datetime | None]
     due_at: Mapped[datetime]
@@ -271,6 +274,20 @@ class Acceptance(Table):
     at: Mapped[datetime]
     status: Mapped[int]
     comment: Mapped[str] = mapped_column(CleanText, default="")
+    found: Mapped[str | None] = mapped_column(CleanText)  # how it was filed otherwise; None where nobody has looked yet
+
+
+class AskedCommitment(Table):
+    """A storage commitment that a destination was asked for, for all that a delivery sent it (PS3.4 J.3.2)."""
+
+    __tablename__ = "asked_commitment"
+    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    workitem_id: Mapped[int] = mapped_column(ForeignKey("workitem.id"), index=True)
+    transaction_uid: Mapped[str] = mapped_column(UID, unique=True)
+    ae_title: Mapped[str] = mapped_column(String(16))  # of the destination: nobody else may report
+    state: Mapped[str] = mapped_column(String(16))  # OPEN, REPORTED, CLOSED
+    failures: Mapped[dict[str, int | None]] = mapped_column(JSON)  # Failure Reason by SOP Instance UID; None for none
+    asked_at: Mapped[datetime]
 
 
 class Audit(Table):
@@ -284,6 +301,17 @@ class Audit(Table):
     workitem_id: Mapped[int | None] = mapped_column(ForeignKey("workitem.id"), index=True)
     study_id: Mapped[int | None] = mapped_column(ForeignKey("study.id"), index=True)
     detail: Mapped[str] = mapped_column(CleanText, default="")
+
+
+class DestinationProbe(Table):
+    """What a destination was last seen to accept in negotiation."""
+
+    __tablename__ = "destination_probe"
+    destination: Mapped[str] = mapped_column(String(64), primary_key=True)
+    tried_at: Mapped[datetime]
+    error: Mapped[str] = mapped_column(CleanText, default="")  # why it gave no answer; empty where it did
+    answered_at: Mapped[datetime | None]
+    accepted: Mapped[list[list[str]]] = mapped_column(JSON)  # [SOP Class UID, Transfer Syntax UID] each, sorted
 
 
 class ProcedureStep(Table):

@@ -1,8 +1,8 @@
 """Destination: where results go. What every transport has in common."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,26 @@ class Outgoing:
 
 Accepted = Callable[[Outgoing, int, str], None]
 """Called as soon as the destination has accepted an object: the object, the status (0x0000, a warning, or 0x0111 for
-what was found there), what the status means ('' for success). Called again where more is known of a warning."""
+what was found there), what the status means ('' for success)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a destination says of a storage commitment that it was asked for (PS3.4 Table J.3.3-1).
+
+    Attributes:
+        transaction_uid: Transaction UID (0008,1195).
+        committed: SOP Instance UIDs of what it will keep.
+        failed: Failure Reason (0008,1197) by SOP Instance UID of what it will not; None where it gave none.
+    """
+
+    transaction_uid: str
+    committed: frozenset[str]
+    failed: Mapping[str, int | None]
+
+
+Reported = Callable[[Report], bool]
+"""Called with a report; tells whether the transaction is one of ours."""
 
 
 class Destination(Protocol):
@@ -69,4 +88,53 @@ class Destination(Protocol):
             NotKeptError: the destination cannot make sense of the object; another try may help, many do not.
             UnreachableError: no connection, it broke, or the destination cannot take the object for now.
             RejectedError: the destination will not have the object, or not from us; another try is of no use.
+        """
+
+
+@runtime_checkable
+class Archive(Destination, Protocol):
+    """A destination that answers for what it holds, as a PACS does."""
+
+    @property
+    def ae_title(self) -> str:
+        """Its AE title."""
+
+    @property
+    def commitment_timeout(self) -> float | None:
+        """Seconds for its report after it was asked for storage commitment; None where it is not asked."""
+
+    @property
+    def waits_for_source(self) -> bool:
+        """Whether a result is sent only once the images are there of which it was made."""
+
+    def whereabouts(self, objects: Sequence[Outgoing]) -> dict[str, str | None]:
+        """Say of accepted objects, by SOP Instance UID, how they are filed: '' as they were sent, None not at all.
+
+        Raises:
+            UnreachableError: no connection, it broke, or the destination cannot answer for now.
+            RejectedError: the destination does not answer such questions.
+        """
+
+    def request_commitment(self, objects: Sequence[Outgoing], transaction_uid: str, reported: Reported) -> None:
+        """Ask for the commitment of accepted objects, and listen for a while whether the report comes at once.
+
+        Args:
+            objects: that it accepted.
+            transaction_uid: under which it will report.
+            reported: called if the report comes before this is over; it may come later, by another way.
+
+        Raises:
+            UnreachableError: no connection, it broke, or the destination cannot be asked for now.
+            RejectedError: the destination commits to nothing, or not to this.
+        """
+
+    def lacking(self, series: Sequence[tuple[str, str, int]]) -> list[str]:
+        """Give the UIDs of the series of which the destination shows less.
+
+        Args:
+            series: UIDs of study and series, and the number of images that are expected.
+
+        Raises:
+            UnreachableError: no connection, it broke, or the destination cannot answer for now.
+            RejectedError: the destination does not answer such questions.
         """

@@ -22,6 +22,7 @@ from pynetdicom.association import Association
 
 from dicomai.config import Settings
 from dicomai.database.commitments import Commitments, Held, OpenCommitment, Reference
+from dicomai.destinations.dimse import commitment
 from dicomai.errors import ConfigurationError, DeliveryError, DicomaiError, StoreError, UnreachableError
 from dicomai.filemeta import identify, read_head
 from dicomai.log import place
@@ -35,8 +36,8 @@ from dicomai.study import UNREADABLE
 
 log = structlog.get_logger()
 
-PUSH_MODEL = "1.2.840.10008.1.20.1"
-PUSH_MODEL_INSTANCE = "1.2.840.10008.1.20.1.1"
+PUSH_MODEL = commitment.PUSH_MODEL
+PUSH_MODEL_INSTANCE = commitment.PUSH_MODEL_INSTANCE
 _ASK = 1  # Action Type ID (PS3.4 Table J.3.2-1)
 _ALL_SAFE, _SOME_FAILED = 1, 2  # Event Type ID (PS3.4 Table J.3.3-1)
 

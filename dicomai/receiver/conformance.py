@@ -13,13 +13,15 @@ from pydicom.uid import UID
 from dicomai import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from dicomai.receiver import commitment, contexts, policy, statuses
 from dicomai.receiver.availability import Availability
+from dicomai.receiver.commitment_reports import CommitmentReports
 from dicomai.receiver.procedure_steps import ProcedureSteps
 from dicomai.receiver.services import Service
 
-_SERVICES: tuple[tuple[type[Service], str, str], ...] = (
-    (ProcedureSteps, "N-CREATE, N-SET", "procedure_steps"),
-    (Availability, "N-CREATE", "availability"),
-    (commitment.StorageCommitment, "N-ACTION, N-EVENT-REPORT", "commitment"),
+_SERVICES: tuple[tuple[type[Service], str, str, str], ...] = (
+    (ProcedureSteps, "SCP", "N-CREATE, N-SET", "`receiver.procedure_steps`"),
+    (Availability, "SCP", "N-CREATE", "`receiver.availability`"),
+    (commitment.StorageCommitment, "SCP", "N-ACTION, N-EVENT-REPORT", "`receiver.commitment`"),
+    (CommitmentReports, "SCU", "N-EVENT-REPORT", "`commitment` of a `[[destination]]`"),
 )
 
 _BLOCK = re.compile(r"(<!-- table: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -53,8 +55,8 @@ def conformance_tables() -> dict[str, str]:
         "services": _table(
             ("SOP class", "UID", "Role", "Operations", "Offered where this is true"),
             (
-                (name, uid, "SCP", operations, f"`receiver.{key}`")
-                for service, operations, key in _SERVICES
+                (name, uid, role, operations, key)
+                for service, role, operations, key in _SERVICES
                 for uid, name in service.SOP_CLASSES.items()
             ),
         ),

@@ -108,12 +108,15 @@ def in_order_of_preference(proposed: Iterable[str]) -> list[str]:
     return sorted(taken, key=lambda uid: uid not in _LOSSLESS)
 
 
-def supported(proposed: Sequence[PresentationContext], others: Container[str] = ()) -> list[PresentationContext]:
+def supported(
+    proposed: Sequence[PresentationContext], others: Container[str] = (), reported_to: Container[str] = ()
+) -> list[PresentationContext]:
     """Say what is supported of that which a sender proposes.
 
     Args:
         proposed: the requestor's presentation contexts.
         others: SOP classes of services beside Verification and all of storage.
+        reported_to: those of them of which the requestor may be the SCP, if it proposes that (PS3.7 D.3.3.4).
     """
     syntaxes: dict[str, list[str]] = {}
     for context in proposed:
@@ -121,7 +124,11 @@ def supported(proposed: Sequence[PresentationContext], others: Container[str] = 
         if uid == VERIFICATION or is_storage(uid) or uid in others:
             syntaxes.setdefault(uid, []).extend(str(syntax) for syntax in context.transfer_syntax)
     ordered = {uid: in_order_of_preference(offered) for uid, offered in syntaxes.items()}
-    return [build_context(uid, list(taken)) for uid, taken in ordered.items() if taken]
+    contexts = [build_context(uid, list(taken)) for uid, taken in ordered.items() if taken]
+    for context in contexts:
+        if str(context.abstract_syntax) in reported_to:
+            context.scu_role = context.scp_role = True
+    return contexts
 
 
 def as_storage(proposed: Sequence[PresentationContext]) -> dict[UID, SOPClassCommonExtendedNegotiation]:

@@ -259,7 +259,7 @@ class Receiver:
         if answer is not None:
             assoc.acceptor.add_negotiation_item(answer)
         _be_patient(assoc, self._settings.receiver.idle_timeout)
-        assoc.acceptor.supported_contexts = contexts.supported(proposed, self._services)
+        assoc.acceptor.supported_contexts = contexts.supported(proposed, self._services, self._services.reported_to)
         if brings_instances:
             session.row = self._intake.open_association(session.calling_ae, session.address)
             log.info(

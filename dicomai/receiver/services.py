@@ -26,7 +26,7 @@ _Handler = Callable[[Event], tuple[Dataset, Dataset | None]]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One N-CREATE, N-SET or N-ACTION request.
+    """One N-CREATE, N-SET, N-ACTION or N-EVENT-REPORT request.
 
     Attributes:
         assoc: the association that brought it.
@@ -35,7 +35,8 @@ class Request:
         sop_class_uid: Affected or Requested SOP Class UID.
         sop_instance_uid: Affected or Requested SOP Instance UID; empty where the requestor leaves it to us.
         action_type: of an N-ACTION.
-        ds: the attribute list, modification list or action information, decoded; empty if there was none.
+        event_type: of an N-EVENT-REPORT.
+        ds: the attribute list, modification list, action or event information, decoded; empty if there was none.
     """
 
     assoc: Association
@@ -45,6 +46,7 @@ class Request:
     sop_instance_uid: str
     action_type: int
     ds: Dataset
+    event_type: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,9 @@ class Service:
     SOP_CLASSES: ClassVar[Mapping[str, str]] = {}
     """Name by UID, for negotiation and for the conformance statement."""
 
+    IS_REPORTED_TO: ClassVar[bool] = False
+    """Whether the requestor of an association may be the SCP of these classes, as one that reports is."""
+
     def n_create(self, request: Request) -> Answer:  # noqa: ARG002  for those that have it
         """Answer an N-CREATE."""
         return Answer(UNRECOGNIZED_OPERATION)
@@ -83,6 +88,10 @@ class Service:
 
     def n_action(self, request: Request) -> Answer:  # noqa: ARG002  for those that have it
         """Answer an N-ACTION."""
+        return Answer(UNRECOGNIZED_OPERATION)
+
+    def n_event_report(self, request: Request) -> Answer:  # noqa: ARG002  for those that have it
+        """Answer an N-EVENT-REPORT."""
         return Answer(UNRECOGNIZED_OPERATION)
 
     def patrol(self) -> None:
@@ -98,7 +107,15 @@ class Services:
     def __init__(self, services: Sequence[Service]) -> None:
         """Offer services."""
         self._services = tuple(services)
-        self._by_class = {uid: service for service in services for uid in service.SOP_CLASSES}
+        self._by_class: dict[str, list[Service]] = {}
+        for service in services:
+            for uid in service.SOP_CLASSES:
+                self._by_class.setdefault(uid, []).append(service)
+
+    @property
+    def reported_to(self) -> frozenset[str]:
+        """The SOP classes of which the requestor of an association may be the SCP."""
+        return frozenset(uid for one in self._services if one.IS_REPORTED_TO for uid in one.SOP_CLASSES)
 
     def __contains__(self, sop_class_uid: object) -> bool:
         """Tell whether one of them is of this SOP class."""
@@ -110,6 +127,7 @@ class Services:
             (evt.EVT_N_CREATE, self._handler(Service.n_create.__name__, "Affected", "attribute_list")),
             (evt.EVT_N_SET, self._handler(Service.n_set.__name__, "Requested", "modification_list")),
             (evt.EVT_N_ACTION, self._handler(Service.n_action.__name__, "Requested", "action_information")),
+            (evt.EVT_N_EVENT_REPORT, self._handler(Service.n_event_report.__name__, "Affected", "event_information")),
         ]
 
     def patrol(self) -> None:
@@ -140,7 +158,9 @@ class Services:
     def _answer(self, event: Event, operation: str, prefix: str, attribute: str) -> Answer:
         requestor, message = event.assoc.requestor, event.request
         sop_class_uid = str(getattr(message, f"{prefix}SOPClassUID"))
-        service = self._by_class.get(sop_class_uid)
+        # Of a class that this node is both SCU and SCP of, two services have an operation each.
+        of_class = self._by_class.get(sop_class_uid, [])
+        service = next((s for s in of_class if getattr(type(s), operation) is not getattr(Service, operation)), None)
         if service is None:
             return Answer(UNRECOGNIZED_OPERATION)
         try:
@@ -151,6 +171,7 @@ class Services:
                 sop_class_uid=sop_class_uid,
                 sop_instance_uid=str(getattr(message, f"{prefix}SOPInstanceUID") or ""),
                 action_type=int(getattr(message, "ActionTypeID", 0) or 0),
+                event_type=int(getattr(message, "EventTypeID", 0) or 0),
                 ds=getattr(event, attribute),
             )
             answer: Answer = getattr(service, operation)(request)

@@ -21,9 +21,9 @@ from dicomai.destinations import Destination, Outgoing, open_destination
 from dicomai.destinations.base import Accepted
 from dicomai.errors import StoreError, UnreachableError
 from dicomai.workitem import Kind, State
+from tests.arrivals import changed, repixeled
 from tests.beds import Bed, parts_of, route
 from tests.dimse import HOST, Received, Scp, free_port, scp, wait_until
-from tests.integration.test_intake import changed, repixeled
 from tests.synthetic import series
 
 SEG = "1.2.840.10008.5.1.4.1.1.66.4"

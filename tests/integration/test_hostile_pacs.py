@@ -1,54 +1,47 @@
 """A PACS that refuses, breaks off, answers every status, loses and restarts: what becomes of the result each time."""
 
-import contextlib
-import io
-import shutil
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydicom.dataset import Dataset
-from pydicom.filereader import read_dataset
 from pynetdicom import evt
 from structlog.testing import capture_logs
 
-from dicomai.config import DicomDestination
-from dicomai.database.tables import Acceptance, Audit
-from dicomai.database.tables import Workitem as Row
-from dicomai.delivery import Delivery
-from dicomai.destinations import Destination, open_destination
-from dicomai.workitem import State
-from tests.beds import Bed, route
-from tests.dimse import HOST, Scp, free_port, scp
-from tests.synthetic import series
-
-SEG = "1.2.840.10008.5.1.4.1.1.66.4"
-SR = "1.2.840.10008.5.1.4.1.1.88.34"
+from dicomai.database.tables import Acceptance, Result
+from dicomai.workitem import Kind, State
+from tests.archive import (
+    SEG,
+    SR,
+    Archive,
+    analysed,
+    audited,
+    classes,
+    copied,
+    data_set,
+    delivery,
+    keep_one_result,
+    sent_until_it_ends,
+)
+from tests.beds import Bed
+from tests.dimse import Scp, free_port
 
 
 @pytest.fixture(scope="module")
 def one_result(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A storage with one result that waits for its delivery."""
     folder = tmp_path_factory.mktemp("one") / "bed"
-    folder.mkdir()
-    made = Bed(folder, f"sqlite:///{folder / 'worklist.db'}")
-    analysed(made)
-    made.close()
+    keep_one_result(folder)
     return folder
 
 
 @pytest.fixture
 def bed(tmp_path: Path, one_result: Path) -> Iterator[Bed]:
     """A copy of it."""
-    folder = tmp_path / "bed"
-    shutil.copytree(one_result, folder)
-    made = Bed(folder, f"sqlite:///{folder / 'worklist.db'}")
-    made.turn(120)  # as it was turned when the analysis ran
-    yield made
-    made.close()
+    with copied(one_result, tmp_path / "bed") as made:
+        yield made
 
 
 @pytest.fixture
@@ -64,103 +57,6 @@ def any_bed(tmp_path: Path, database_url: str) -> Iterator[Bed]:
     made = Bed(tmp_path, database_url)
     yield made
     made.close()
-
-
-@dataclass
-class Archive:
-    """A PACS that keeps what it accepts, answers C-FIND and C-ECHO, and does as it is told.
-
-    Attributes:
-        server: takes the objects.
-        kept: what C-FIND shows.
-        loses: whether an object that was accepted is thrown away.
-        hides: whether C-FIND shows nothing for now.
-        queries: the identifiers that came.
-        echoes: how many C-ECHO came.
-    """
-
-    server: Scp = field(default_factory=lambda: Scp("PACS", 0, []))
-    kept: list[Dataset] = field(default_factory=list)
-    loses: Callable[[Dataset], bool] = lambda _: False
-    hides: bool = False
-    queries: list[Dataset] = field(default_factory=list)
-    echoes: int = 0
-
-    def keep(self, event: Any, status: int = 0x0000, **changes: Any) -> Dataset:
-        """Accept an object, with changes, unless it gets lost."""
-        ds = read_dataset(
-            io.BytesIO(event.request.DataSet.getvalue()),
-            is_implicit_VR=event.context.transfer_syntax == "1.2.840.10008.1.2",
-            is_little_endian=True,
-        )
-        ds.update(_data_set(**changes))
-        if not self.loses(ds):
-            self.kept.append(ds)
-        return _data_set(Status=status, **({"OffendingElement": list(changes)} if changes else {}))
-
-    def find(self, event: Any) -> Iterator[tuple[int, Dataset | None]]:
-        """Answer as the Study Root has it, relational at the level of images."""
-        asked = event.identifier
-        self.queries.append(asked)
-        for ds in [] if self.hides else self.kept:
-            wanted = [e for e in asked if e.keyword not in {"QueryRetrieveLevel", "SpecificCharacterSet"}]
-            if all(not e.value or ds.get(e.keyword) == e.value for e in wanted):
-                yield 0xFF00, _data_set(**{e.keyword: ds.get(e.keyword) for e in wanted})
-        yield 0x0000, None
-
-    def echo(self, _event: Any) -> int:
-        """Count."""
-        self.echoes += 1
-        return 0x0000
-
-    @contextlib.contextmanager
-    def open(self, *answers: Any, **options: Any) -> Iterator["Archive"]:
-        """Run; objects are kept unless there are answers."""
-        handlers = [(evt.EVT_C_FIND, self.find), (evt.EVT_C_ECHO, self.echo)]
-        with scp(*(answers or [self.keep]), handlers=handlers, **options) as self.server:
-            yield self
-
-    def destination(self, timeout: float = 5.0, **keys: Any) -> Destination:
-        """The destination that leads here."""
-        entry = DicomDestination(type="dicom", name="pacs", ae_title="PACS", host=HOST, port=self.server.port, **keys)
-        return open_destination(entry, calling_ae="DICOMAI", timeout=timeout)
-
-
-def _data_set(**attributes: Any) -> Dataset:
-    ds = Dataset()
-    for keyword, value in attributes.items():
-        setattr(ds, keyword, value)
-    return ds
-
-
-def analysed(bed: Bed, count: int = 1) -> None:
-    for number in range(count):
-        bed.take(series(modality="MR", shape=(3, 12, 16), PatientID=f"P{number}"))
-    bed.plan(route())
-    while bed.worker().step():
-        pass
-    assert [row.state for row in bed.items()] == [State.COMPLETED] * count
-
-
-def delivery(bed: Bed, number: int = 0) -> Row:
-    return bed.items("delivery")[number]
-
-
-def classes(archive: Archive) -> list[str]:
-    return [received.sop_class_uid for received in archive.server.received]
-
-
-def audited(bed: Bed, event: str) -> list[Audit]:
-    return [row for row in bed.rows(Audit) if row.event == event]
-
-
-def sent_until_it_ends(bed: Bed, lane: Delivery, steps: int = 40) -> None:
-    """Step, and turn the clock far forward between, until the delivery has ended."""
-    for _ in range(steps):
-        lane.step()
-        if delivery(bed).state in {State.COMPLETED, State.CANCELED}:
-            return
-        bed.turn(7200)
 
 
 FOR_GOOD = [0xA900, 0xA9FF, 0x0122, 0x0124]
@@ -229,8 +125,7 @@ class TestDuplicate:
         assert (row.state, classes(archive)) == (State.COMPLETED, [SEG, SEG, SR])
         assert [a.status for a in bed.rows(Acceptance)] == [0x0111, 0x0000]
         assert "C-FIND shows it there" in row.reason
-        (query,) = archive.queries
-        assert query.QueryRetrieveLevel == "IMAGE"
+        (query,) = (q for q in archive.queries if q.QueryRetrieveLevel == "IMAGE")
         assert query.SOPInstanceUID == archive.kept[0].SOPInstanceUID
 
     def test_what_c_find_does_not_show_is_for_a_person(self, bed: Bed) -> None:
@@ -248,7 +143,7 @@ class TestDuplicate:
         def answer(event: Any) -> Iterator[tuple[int, Dataset]]:
             yield (
                 0xFF00,
-                _data_set(
+                data_set(
                     StudyInstanceUID=event.identifier.StudyInstanceUID,
                     SeriesInstanceUID=event.identifier.SeriesInstanceUID,
                     SOPInstanceUID="1.2.3",
@@ -286,6 +181,26 @@ class TestCoercion:
         assert {x["log_level"] for x in alerts} <= {"warning"}
         assert "1.23.4" not in str(logs) + row.reason  # what it is filed under may be a patient's ID
 
+    def test_a_node_that_is_killed_before_it_looked_looks_when_it_is_back(self, bed: Bed) -> None:
+        archive = Archive()
+        with archive.open(lambda event: archive.keep(event, 0xB000, StudyInstanceUID="1.23.4")):
+            lane = bed.delivery(archive.destination())
+            sent = archive.destination()
+            claim = bed.worklist.claim(Kind.DELIVERY, "killed", 10, 30)
+            assert claim is not None
+            seen = bed.worklist.result(claim)
+            bed.worklist.begin_sending(claim, seen, {})
+            by_uid = {one.sop_instance_uid: one.id for one in seen}
+            sent.send(
+                [lane._outgoing(one) for one in seen],
+                lambda one, status, said: bed.worklist.accepted(claim, by_uid[one.sop_instance_uid], status, said),
+            )
+            bed.turn(11)
+            assert lane.step()
+        row = delivery(bed)
+        assert (row.state, classes(archive)) == (State.COMPLETED, [SEG, SR])
+        assert row.reason.count("filed under another StudyInstanceUID") == 2
+
     def test_a_pacs_without_c_find_is_said_not_to_have_been_asked(self, bed: Bed) -> None:
         contexts = [(uid, ["1.2.840.10008.1.2.1", "1.2.840.10008.1.2.5"]) for uid in (SEG, SR)]
         with Archive().open(0xB000, contexts=contexts) as archive:
@@ -301,7 +216,8 @@ class TestVerified:
         with Archive().open() as archive:
             assert bed.delivery(archive.destination(verify="find")).step()
         assert (delivery(bed).state, delivery(bed).attempt) == (State.COMPLETED, 1)
-        assert [q.SOPInstanceUID for q in archive.queries] == [ds.SOPInstanceUID for ds in archive.kept]
+        images = [q.SOPInstanceUID for q in archive.queries if q.QueryRetrieveLevel == "IMAGE"]
+        assert images == [ds.SOPInstanceUID for ds in archive.kept]
 
     def test_without_it_nobody_is_asked(self, bed: Bed) -> None:
         with Archive().open() as archive:
@@ -333,7 +249,8 @@ class TestVerified:
 
         def answer(event: Any) -> Iterator[tuple[int, Dataset | None]]:
             for status, ds in full(event):
-                yield status, _data_set(SOPInstanceUID=ds.SOPInstanceUID, StudyInstanceUID="") if ds else None
+                is_image = ds is not None and "SOPInstanceUID" in ds
+                yield status, data_set(SOPInstanceUID=ds.SOPInstanceUID, StudyInstanceUID="") if is_image else ds
 
         archive.find = answer  # type: ignore[method-assign]  # another PACS
         with archive.open():
@@ -348,12 +265,87 @@ class TestVerified:
         lane.step()
         assert "cannot be connected to" in delivery(any_bed).reason
         with archive.open(port=archive.server.port):
-            for _ in range(4):
+            for _ in range(7):
                 any_bed.turn(61)
                 lane.step()
                 assert (delivery(any_bed).state == State.COMPLETED) is (len(archive.kept) == 2)
         assert classes(archive) == [SEG, SR, SEG]
         assert archive.server.received[0].data_set == archive.server.received[2].data_set
+
+    def test_what_was_filed_under_another_study_is_there_and_alerts(self, bed: Bed) -> None:
+        archive = Archive()
+        with archive.open(lambda event: archive.keep(event, 0xB000, StudyInstanceUID="1.23.4")):
+            assert bed.delivery(archive.destination(verify="find")).step()
+        row = delivery(bed)
+        assert (row.state, classes(archive)) == (State.COMPLETED, [SEG, SR])
+        assert row.reason.count("filed under another StudyInstanceUID") == 2
+
+    def test_what_was_filed_otherwise_without_a_word_alerts_as_well(self, bed: Bed) -> None:
+        archive = Archive()
+
+        def keep(event: Any) -> int:
+            archive.keep(event, SeriesInstanceUID="1.23.5")
+            return 0x0000
+
+        with archive.open(keep):
+            assert bed.delivery(archive.destination(verify="find")).step()
+        assert (delivery(bed).state, classes(archive)) == (State.COMPLETED, [SEG, SR])
+        assert delivery(bed).reason.count("filed under another SeriesInstanceUID") == 2
+
+    def test_a_pacs_that_refuses_relational_queries_has_not_what_it_does_not_show(self, bed: Bed) -> None:
+        archive = Archive(loses=lambda _: True)
+        full = archive.find
+
+        def answer(event: Any) -> Iterator[tuple[int, Dataset | None]]:
+            if event.identifier.QueryRetrieveLevel == "IMAGE" and "StudyInstanceUID" not in event.identifier:
+                yield 0xA900, None
+            elif event.identifier.QueryRetrieveLevel == "IMAGE" and not event.identifier.StudyInstanceUID:
+                yield 0xC001, None
+            else:
+                yield from full(event)
+
+        archive.find = answer  # type: ignore[method-assign]  # another PACS
+        with archive.open():
+            bed.delivery(archive.destination(verify="find")).step()
+        assert "does not show it yet" in delivery(bed).reason
+
+    def test_a_pacs_that_was_away_is_not_taken_for_one_that_lost(self, bed: Bed) -> None:
+        """It takes all, goes down before it could be asked, and needs a moment when it is back."""
+        archive = Archive()
+        hostile = [True]
+
+        def lose_the_first_queries(event: Any) -> None:
+            if hostile and event.assoc.requestor.primitive.presentation_context_definition_list[
+                0
+            ].abstract_syntax.startswith("1.2.840.10008.5.1.4.1.2"):
+                event.assoc.acse.send_reject(2, 3, 1)
+                event.assoc.kill()
+
+        with archive.open(on_request=lose_the_first_queries):
+            lane = bed.delivery(archive.destination(verify="find"))
+            lane.step()
+            assert "temporary congestion" in delivery(bed).reason
+            hostile.clear()
+            archive.hides = True
+            bed.turn(7200)
+            lane.step()
+            assert "does not show it yet" in delivery(bed).reason
+            bed.turn(7200)
+            lane.step()  # nobody asked meanwhile: two looks are not the time that it has
+            assert "does not show it yet" in delivery(bed).reason
+            hostile.append(True)
+            for _ in range(2):
+                bed.turn(7200)
+                lane.step()
+            assert "temporary congestion" in delivery(bed).reason
+            hostile.clear()
+            bed.turn(7200)
+            lane.step()
+            assert "does not show it yet" in delivery(bed).reason
+            archive.hides = False
+            bed.turn(7200)
+            lane.step()
+        assert (delivery(bed).state, classes(archive)) == (State.COMPLETED, [SEG, SR])
 
     def test_a_pacs_that_loses_all_is_found_out(self, bed: Bed) -> None:
         archive = Archive(loses=lambda _: True)
@@ -446,6 +438,47 @@ class TestAway:
             assert (delivery(bed).attempt, archive.echoes) == (3, 2)
         assert classes(archive) == []
 
+    def test_a_node_that_is_not_known_there_waits_until_a_person_has_entered_it(self, empty: Bed) -> None:
+        analysed(empty, 2)
+        known: list[bool] = []
+
+        def refuse(event: Any) -> None:
+            if not known:
+                event.assoc.acse.send_reject(1, 1, 3)
+                event.assoc.kill()
+
+        with Archive().open(on_request=refuse) as archive:
+            lane = empty.delivery(archive.destination(), attempts=2)
+            for _ in range(4):
+                lane.step()
+                empty.turn(73)
+            rows = empty.items("delivery")
+            assert [(row.state, row.attempt) for row in rows] == [(State.IN_PROGRESS, 1), (State.SCHEDULED, 0)]
+            assert all("enter the AE title DICOMAI there" in row.reason for row in rows)
+            known.append(True)
+            while lane.step():
+                pass
+        assert classes(archive) == [SEG, SR] * 2
+        assert [row.state for row in empty.items("delivery")] == [State.COMPLETED] * 2
+
+    def test_who_found_it_away_goes_on_when_it_is_back(self, bed: Bed) -> None:
+        archive = Archive(server=Scp("PACS", free_port(), []))
+        lane = bed.delivery(archive.destination(), first_wait=1000.0)
+        lane.step()
+        bed.turn(73)  # the longest wait for an echo, and far from its own
+        with archive.open(port=archive.server.port):
+            assert lane.step()
+        assert delivery(bed).state == State.COMPLETED
+
+    def test_after_a_restart_nobody_says_that_it_is_away(self, empty: Bed) -> None:
+        analysed(empty, 3)
+        archive = Archive(server=Scp("PACS", free_port(), []))
+        empty.delivery(archive.destination()).step()
+        assert "cannot be connected to" in delivery(empty, 2).reason
+        with archive.open(port=archive.server.port):
+            assert empty.delivery(archive.destination()).step()
+        assert (delivery(empty, 2).state, delivery(empty, 2).reason) == (State.SCHEDULED, "")
+
     def test_a_peer_that_takes_no_echo_is_there_all_the_same(self, bed: Bed) -> None:
         port = free_port()
         contexts = [(uid, ["1.2.840.10008.1.2.1", "1.2.840.10008.1.2.5"]) for uid in (SEG, SR)]
@@ -522,3 +555,67 @@ class TestTooLate:
             bed.turn(3700)
             lane.step()
         assert (delivery(bed).state, classes(archive)) == (State.COMPLETED, [SEG, SR, SR])
+
+    def test_half_a_result_is_finished_also_by_the_delivery_that_a_person_has_retried(self, bed: Bed) -> None:
+        with Archive().open(0x0000, 0xA900, 0x0000) as archive:
+            lane = bed.delivery(archive.destination(max_age=3600.0))
+            lane.step()
+            assert delivery(bed).state == State.CANCELED
+            bed.turn(3700)
+            bed.overview.retry(delivery(bed).id, "person/a")
+            lane.step()
+        assert delivery(bed, 1).state == State.COMPLETED
+        assert [ds.sop_class_uid for ds in archive.server.received] == [SEG, SR, SEG, SR]
+
+
+class TestSource:
+    """`wait_for_source`."""
+
+    def test_a_result_waits_for_its_images_and_uses_up_no_attempt(self, bed: Bed) -> None:
+        archive = Archive()
+        shown = [0]
+
+        def answer(event: Any) -> Iterator[tuple[int, Dataset | None]]:
+            asked = event.identifier
+            archive.queries.append(asked)
+            if shown[0]:
+                found = {"StudyInstanceUID": asked.StudyInstanceUID, "SeriesInstanceUID": asked.SeriesInstanceUID}
+                yield 0xFF00, data_set(**found, NumberOfSeriesRelatedInstances=shown[0])
+            yield 0x0000, None
+
+        archive.find = answer  # type: ignore[method-assign]  # one that has a series
+        with archive.open():
+            lane = bed.delivery(archive.destination(wait_for_source=True), attempts=2)
+            for images in (0, 0, 0, 2):
+                shown[0] = images
+                assert lane.step()
+                assert (delivery(bed).state, classes(archive)) == (State.IN_PROGRESS, [])
+                assert "does not show all images of series" in delivery(bed).reason
+                assert bed.rows(Result)[0].first_sent_at is None  # so that its patient may still be put right
+                bed.turn(301)
+            shown[0] = 3
+            assert lane.step()
+        row = delivery(bed)
+        assert (row.state, row.attempt - row.looks, classes(archive)) == (State.COMPLETED, 1, [SEG, SR])
+        assert {q.QueryRetrieveLevel for q in archive.queries} == {"SERIES"}
+
+    def test_after_a_day_a_person_has_to_look(self, bed: Bed) -> None:
+        archive = Archive()
+        with archive.open():
+            lane = bed.delivery(archive.destination(wait_for_source=True))
+            lane.step()
+            bed.turn(86401)
+            lane.step()
+        row = delivery(bed)
+        assert (row.state, classes(archive)) == (State.CANCELED, [])
+        assert row.reason.endswith("send them there, then retry.")
+
+    def test_a_result_that_is_too_old_by_then_is_not_sent(self, bed: Bed) -> None:
+        archive = Archive()
+        with archive.open():
+            lane = bed.delivery(archive.destination(wait_for_source=True, max_age=3600.0))
+            lane.step()
+            bed.turn(3700)
+            lane.step()
+        assert (delivery(bed).state, classes(archive)) == (State.CANCELED, [])
+        assert "older than max_age" in delivery(bed).reason

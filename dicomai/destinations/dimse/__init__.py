@@ -16,13 +16,15 @@ from pynetdicom import build_context
 from pynetdicom.status import STORAGE_SERVICE_CLASS_STATUS
 
 from dicomai.config import DicomDestination, TlsSettings
-from dicomai.destinations.base import Accepted, Outgoing
+from dicomai.destinations.base import Accepted, Outgoing, Reported
+from dicomai.destinations.dimse import commitment
 from dicomai.destinations.dimse.association import Link, Peer, requested
-from dicomai.destinations.dimse.find import Place, finding
+from dicomai.destinations.dimse.find import Finder, Place, finding
 from dicomai.errors import (
     ConfigurationError,
     DeliveryError,
     NoAssociationError,
+    NotAdmittedError,
     NotKeptError,
     RejectedError,
     UnreachableError,
@@ -55,7 +57,6 @@ _FOR_GOOD = frozenset(
 
 
 _DUPLICATE = 0x0111
-_COERCED = 0xB000
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +92,8 @@ class Answer:
         text = text or ("warning" if self.status in _WARNINGS else "failure")
         return f"{text}: {', '.join(self.elements)}" if self.elements else text
 
-    def error(self, what: str, peer: Peer) -> DeliveryError:
-        """Make the error for a failure status."""
+    def error(self, what: str, peer: object) -> DeliveryError:
+        """Make the error for a failure status; the peer is named by its text."""
         said = f"{peer} answered {self.status:04X} ({self.meaning}) to {what}"
         if self.status in _FOR_GOOD:
             return RejectedError(f"{said}: look up the reason in its log, correct it, then retry.")
@@ -137,27 +138,76 @@ class DimseDestination:
         settings = self._peer.settings
         return settings.verify_timeout if settings.verify == "find" else None
 
+    @property
+    def ae_title(self) -> str:
+        """The destination's AE title."""
+        return self._peer.settings.ae_title
+
+    @property
+    def commitment_timeout(self) -> float | None:
+        """Seconds for its report after it was asked for storage commitment; None where it is not asked."""
+        settings = self._peer.settings
+        return settings.commitment_timeout if settings.commitment else None
+
+    @property
+    def waits_for_source(self) -> bool:
+        """Whether a result is sent only once the images are there of which it was made."""
+        return self._peer.settings.wait_for_source
+
     def reach(self) -> None:
-        """Ask by C-ECHO whether the destination is there; one that talks to us, and be it to refuse, is.
+        """Ask by C-ECHO whether the destination is there; one that admits us, and be it to refuse the echo, is.
 
         Raises:
             UnreachableError: it is not.
+            NotAdmittedError: it has no association with us, until a person corrects that.
         """
-        with self._called(), contextlib.suppress(RejectedError), associate(self._peer, [_VERIFICATION]) as link:
-            link.echo()
+        try:
+            with self._called(), associate(self._peer, [_VERIFICATION]) as link:
+                link.echo()
+        except NotAdmittedError:
+            raise
+        except RejectedError:
+            return
 
     def missing(self, objects: Sequence[Outgoing]) -> list[Outgoing]:
-        """Give those of some accepted objects that C-FIND does not show at the level of images.
+        """Give those of some accepted objects that C-FIND does not show at all.
 
         Raises:
             UnreachableError: no connection, it broke, or the destination cannot answer for now.
             RejectedError: the destination offers no C-FIND in the Study Root, or refuses the query.
         """
-        try:
-            with self._called(), finding(self._peer) as finder:
-                return [outgoing for outgoing in objects if not finder.has(Place.of(outgoing))]
-        except RejectedError as error:
-            raise RejectedError(f"What was accepted cannot be looked for: {error}") from error
+        where = self.whereabouts(objects)
+        return [outgoing for outgoing in objects if where[outgoing.sop_instance_uid] is None]
+
+    def whereabouts(self, objects: Sequence[Outgoing]) -> dict[str, str | None]:
+        """Say by C-FIND, by SOP Instance UID, how accepted objects are filed: '' as they were sent, None not at all.
+
+        Raises:
+            UnreachableError: no connection, it broke, or the destination cannot answer for now.
+            RejectedError: the destination offers no C-FIND in the Study Root, or refuses the query.
+        """
+        with self._finding("What was accepted cannot be looked for") as finder:
+            return {outgoing.sop_instance_uid: finder.whereabouts(Place.of(outgoing)) for outgoing in objects}
+
+    def lacking(self, series: Sequence[tuple[str, str, int]]) -> list[str]:
+        """Give the UIDs of the series (study, series, number of images) of which C-FIND shows less.
+
+        Raises:
+            UnreachableError: no connection, it broke, or the destination cannot answer for now.
+            RejectedError: the destination offers no C-FIND in the Study Root, or refuses the query.
+        """
+        with self._finding("The images behind the result cannot be looked for") as finder:
+            return [uid for study, uid, images in series if finder.lacks(study, uid, images)]
+
+    def request_commitment(self, objects: Sequence[Outgoing], transaction_uid: str, reported: Reported) -> None:
+        """Ask for storage commitment (PS3.4 J.3.2), and listen for a while whether the report comes at once.
+
+        Raises:
+            UnreachableError: no connection, it broke, or the destination cannot be asked for now.
+            RejectedError: the destination offers no Storage Commitment, or refuses the request.
+        """
+        with self._called():
+            commitment.request(self._peer, objects, transaction_uid, reported)
 
     def send(self, objects: Sequence[Outgoing], accepted: Accepted) -> None:
         """Send objects in the order given over one association, each in its own transfer syntax, byte for byte.
@@ -172,27 +222,26 @@ class DimseDestination:
             RejectedError: the destination refuses the association or an object for good.
         """
         left = list(objects)
-        coerced: list[tuple[Outgoing, str]] = []
 
         def took(outgoing: Outgoing, status: int, meaning: str) -> None:
             accepted(outgoing, status, meaning)
             left.remove(outgoing)
-            if status == _COERCED:
-                coerced.append((outgoing, meaning))
 
-        failure: DeliveryError | None = None
+        while left:
+            with self._called():
+                duplicate = self._send(list(left), took)
+            if duplicate is not None:
+                took(left[0], _DUPLICATE, self._looked_for(left[0], duplicate))
+
+    @contextlib.contextmanager
+    def _finding(self, why_not: str) -> Iterator[Finder]:
         try:
-            while left:
-                with self._called():
-                    duplicate = self._send(list(left), took)
-                if duplicate is not None:
-                    self._look_for(left[0], duplicate)
-                    took(left[0], _DUPLICATE, f"{duplicate.meaning}; C-FIND shows it there")
-        except DeliveryError as error:  # what was accepted before is still to be looked into
-            failure = error
-        self._look_into(coerced, accepted)
-        if failure is not None:
-            raise failure
+            with self._called(), finding(self._peer) as finder:
+                yield finder
+        except NotAdmittedError:
+            raise
+        except RejectedError as error:
+            raise RejectedError(f"{why_not}: {error}") from error
 
     @contextlib.contextmanager
     def _called(self) -> Iterator[None]:
@@ -201,8 +250,8 @@ class DimseDestination:
         except ConfigurationError as error:  # certificates are replaced one file after the other
             raise NoAssociationError(f"{self._peer} is not called: {error}") from error
 
-    def _look_for(self, outgoing: Outgoing, duplicate: Answer) -> None:
-        """Make sure that an object of which the destination says that it has it is there.
+    def _looked_for(self, outgoing: Outgoing, duplicate: Answer) -> str:
+        """Make sure that an object of which the destination says that it has it is there; gives what to say of it.
 
         Raises:
             NotKeptError: it does not show it, yet or at all.
@@ -210,26 +259,11 @@ class DimseDestination:
             UnreachableError: the destination cannot answer for now.
         """
         said = duplicate.error(f"SOP Instance {outgoing.sop_instance_uid}", self._peer)
-        try:
-            with self._called(), finding(self._peer) as finder:
-                shown = finder.has(Place.of(outgoing))
-        except RejectedError as error:
-            raise RejectedError(f"{said} C-FIND cannot tell whether it is there: {error}") from error
-        if not shown:
+        with self._finding(f"{said} C-FIND cannot tell whether it is there") as finder:
+            where = finder.whereabouts(Place.of(outgoing))
+        if where is None:
             raise NotKeptError(f"{said} C-FIND does not show it there.")
-
-    def _look_into(self, coerced: Sequence[tuple[Outgoing, str]], accepted: Accepted) -> None:
-        """Report of coerced objects what C-FIND shows of them; they are accepted in any case."""
-        if not coerced:
-            return
-        try:
-            with self._called(), finding(self._peer) as finder:
-                found = [finder.misfiled(Place.of(outgoing)) for outgoing, _ in coerced]
-        except DeliveryError:
-            found = ["not looked up by C-FIND"] * len(coerced)
-        for (outgoing, meaning), what in zip(coerced, found, strict=True):
-            if what:
-                accepted(outgoing, _COERCED, f"{meaning}; {what}")
+        return f"{duplicate.meaning}; C-FIND shows it there{', ' if where else ''}{where}"
 
     def _send(self, objects: Sequence[Outgoing], accepted: Accepted) -> Answer | None:
         """Send over one association; gives the answer to the first object that is said to be there already."""

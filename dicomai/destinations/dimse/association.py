@@ -21,7 +21,7 @@ from pynetdicom.transport import AddressInformation, AssociationSocket
 from dicomai import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from dicomai.config import DicomDestination, TlsSettings
 from dicomai.destinations.watch import Watch
-from dicomai.errors import DeliveryError, NoAssociationError, RejectedError, UnreachableError
+from dicomai.errors import DeliveryError, NoAssociationError, NotAdmittedError, RejectedError, UnreachableError
 from dicomai.tls import Fault, client_args, fault_of
 
 MAX_PDU = 131072
@@ -141,7 +141,8 @@ def requested(
     Raises:
         ConfigurationError: a file of `[tls]` is missing or wrong.
         NoAssociationError: no connection, no answer, or refused for now.
-        RejectedError: refused for good.
+        NotAdmittedError: refused until a person corrects something.
+        RejectedError: none of what is proposed is accepted.
     """
     _set_up_library()
     settings = peer.settings
@@ -189,7 +190,7 @@ def requested(
 def _refused(peer: Peer, assoc: Association, watch: Watch, ae: "_Caller") -> DeliveryError:
     """Say why there is no association."""
     if ae.fault is not None:
-        kind = NoAssociationError if ae.fault.mends_itself else RejectedError
+        kind = NoAssociationError if ae.fault.mends_itself else NotAdmittedError
         return kind(f"{peer} cannot be talked to by TLS, {ae.fault.reason}: {ae.fault.remedy}.")
     if not watch.was_opened:
         why = f" ({ae.reason})" if ae.reason else ""
@@ -201,7 +202,7 @@ def _refused(peer: Peer, assoc: Association, watch: Watch, ae: "_Caller") -> Del
         result, source, diagnostic = response.result, response.result_source, response.diagnostic
         reason, remedy = _REFUSALS.get((source or 0, diagnostic or 0), ("no reason given", "see its log"))
         remedy = remedy.format(calling_ae=peer.calling_ae)
-        refused = RejectedError if result == 1 and source != 3 else NoAssociationError
+        refused = NotAdmittedError if result == 1 and source != 3 else NoAssociationError
         return refused(f"{peer} refused the association ({result}/{source}/{diagnostic}, {reason}): {remedy}.")
     if assoc.rejected_contexts:
         names = sorted({UID(str(context.abstract_syntax)).name for context in assoc.rejected_contexts})

@@ -66,34 +66,50 @@ class Finder:
     def __init__(self, link: Link) -> None:
         """Query over an association on which the context was accepted."""
         self._link = link
+        self._known: dict[str, set[str]] = {}
 
-    def has(self, place: Place) -> bool:
-        """Tell whether an object is found by its UIDs of instance, series and study.
+    def whereabouts(self, place: Place) -> str | None:
+        """Say how an object is filed: '' as it was sent, a few words where otherwise, None where it is not shown.
 
-        Raises:
-            UnreachableError: the association broke, or the peer cannot answer for now.
-            RejectedError: the peer refuses the query.
-        """
-        return bool(self._find("IMAGE", place.keys))
-
-    def misfiled(self, place: Place) -> str:
-        """Name what a peer that coerced an object files it under instead; '' where all is as it was sent.
+        Where it is not found by its UIDs of study, series and instance, it is asked for by the last alone. That is
+        relational, and who cannot do it does not show the object.
 
         Raises:
             UnreachableError: the association broke, or the peer cannot answer for now.
             RejectedError: the peer refuses the query.
         """
-        if self.has(place):
-            studies = self._find("STUDY", {"StudyInstanceUID": place.study_instance_uid}, "PatientID")
-            others = {_text(ds, "PatientID") for ds in studies} - {"", place.patient_id}
+        if self._find("IMAGE", place.keys):
+            others = self._patients(place.study_instance_uid) - {"", place.patient_id}
             return "filed under another PatientID" if others else ""
-        found = self._find("IMAGE", {"SOPInstanceUID": place.sop_instance_uid}, "StudyInstanceUID")  # if it can do that
-        if {_text(ds, "StudyInstanceUID") for ds in found} - {"", place.study_instance_uid}:
-            return "filed under another StudyInstanceUID"
-        return "not shown by C-FIND under its StudyInstanceUID"
+        found = self._find("IMAGE", {"SOPInstanceUID": place.sop_instance_uid}, "StudyInstanceUID", relational=True)
+        if not found:
+            return None
+        others = {_text(ds, "StudyInstanceUID") for ds in found} - {"", place.study_instance_uid}
+        return f"filed under another {'StudyInstanceUID' if others else 'SeriesInstanceUID'}"
 
-    def _find(self, level: str, keys: Mapping[str, str], *wanted: str) -> list[Dataset]:
-        """Ask, and give the answers that are what was asked for: some peers pass over keys."""
+    def lacks(self, study_instance_uid: str, series_instance_uid: str, images: int) -> bool:
+        """Tell whether a series is not shown, or with fewer instances than that, where the peer counts them.
+
+        Raises:
+            UnreachableError: the association broke, or the peer cannot answer for now.
+            RejectedError: the peer refuses the query.
+        """
+        keys = {"StudyInstanceUID": study_instance_uid, "SeriesInstanceUID": series_instance_uid}
+        found = self._find("SERIES", keys, "NumberOfSeriesRelatedInstances")
+        counts = [_text(ds, "NumberOfSeriesRelatedInstances") for ds in found]
+        return not found or all(count.isdecimal() and int(count) < images for count in counts)
+
+    def _patients(self, study_instance_uid: str) -> set[str]:
+        if study_instance_uid not in self._known:
+            found = self._find("STUDY", {"StudyInstanceUID": study_instance_uid}, "PatientID")
+            self._known[study_instance_uid] = {_text(ds, "PatientID") for ds in found}
+        return self._known[study_instance_uid]
+
+    def _find(self, level: str, keys: Mapping[str, str], *wanted: str, relational: bool = False) -> list[Dataset]:
+        """Ask, and give the answers that are what was asked for: some peers pass over keys.
+
+        A relational query is one that a peer need not understand (PS3.4 C.4.1.3.2): one that it refuses has no answer.
+        """
         link, taken, answers = self._link, list[Dataset](), 0
         asked = identifier(level, {**keys, **dict.fromkeys(wanted, "")})
         with link.talk():
@@ -102,7 +118,7 @@ class Finder:
                 if code is None:
                     raise link.broken()
                 if code not in _PENDING:
-                    if code != 0x0000:
+                    if code != 0x0000 and not relational:
                         raise _refusal(link.peer, level, code)
                     break
                 answers += 1
@@ -126,7 +142,7 @@ def finding(peer: Peer) -> Iterator[Finder]:
         yield Finder(link)
 
 
-_KEY_OF = {"STUDY": "StudyInstanceUID", "IMAGE": "SOPInstanceUID"}
+_KEY_OF = {"STUDY": "StudyInstanceUID", "SERIES": "SeriesInstanceUID", "IMAGE": "SOPInstanceUID"}
 
 
 def _fits(answer: Dataset, keys: Mapping[str, str], own: str) -> bool:

@@ -1,0 +1,222 @@
+"""Whether a destination has what it accepted: by storage commitment, by query, or by its word alone."""
+
+from collections.abc import Callable, Mapping
+
+import structlog
+from pydicom.uid import generate_uid
+
+from dicomai.config import DeliverySettings
+from dicomai.database import Database
+from dicomai.database.commitments_asked import AskedCommitments
+from dicomai.database.deliveries import Deliveries
+from dicomai.database.results import FrozenObject
+from dicomai.database.worklist import Claim
+from dicomai.destinations import Destination, Outgoing
+from dicomai.destinations.base import Archive, Report
+from dicomai.errors import DeliveryError, RejectedError, WorklistError
+
+log = structlog.get_logger()
+
+MOST_SETBACKS = 3
+"""How often a destination may not understand or lose a result, before a person has to look."""
+
+_MOST_REQUESTS = 3
+"""How often a destination is asked for storage commitment that does not report."""
+
+_COERCED = 0xB000
+
+_LONGEST_SOURCE_WAIT = 86400.0
+_LONGEST_SOURCE_PAUSE = 300.0
+
+Where = Mapping[str, object]
+"""What the log says of a delivery."""
+
+
+class Confirmation:
+    """Looks after what one destination has accepted, or has to have before anything is sent."""
+
+    def __init__(
+        self,
+        database: Database,
+        destination: Destination,
+        settings: DeliverySettings,
+        outgoing: Callable[[FrozenObject], Outgoing],
+    ) -> None:
+        """Ask a destination.
+
+        Args:
+            database: where the worklist is.
+            destination: whom.
+            settings: waits.
+            outgoing: gives an object as it was sent.
+        """
+        self._deliveries = Deliveries(database)
+        self._asked = AskedCommitments(database)
+        self._destination = destination
+        self._archive = destination if isinstance(destination, Archive) else None
+        self._first_wait = settings.first_wait
+        self._outgoing = outgoing
+
+    def awaits_source(self, claim: Claim, where: Where) -> bool:
+        """Put a delivery off while the destination does not show the images of which the result was made.
+
+        Raises:
+            DeliveryError: it could not be asked.
+            WorklistError: they have not come in a day.
+        """
+        archive = self._archive
+        if archive is None or not archive.waits_for_source or self._deliveries.taken(claim):
+            return False
+        behind = self._deliveries.behind(claim)
+        if archive.max_age is not None and behind.age > archive.max_age:
+            return False  # too late in any case, and said so where it is settled
+        lacking = archive.lacking(behind.series)
+        if not lacking:
+            return False
+        said = f"Destination '{claim.destination}' does not show all images of series {', '.join(lacking)}"
+        if behind.waited > _LONGEST_SOURCE_WAIT:
+            raise WorklistError(
+                f"{said} after {_LONGEST_SOURCE_WAIT:g} s, and wait_for_source holds the result back until it does:"
+                " send them there, then retry."
+            )
+        wait = min(max(self._first_wait, behind.waited), _LONGEST_SOURCE_PAUSE)
+        log.info("waiting for the images", series=len(lacking), next_try_in_s=round(wait), **where)
+        self._deliveries.look_again(claim, wait, f"{said} yet: the result waits for them (wait_for_source).")
+        return True
+
+    def look_into_coerced(self, claim: Claim, where: Where) -> None:
+        """Look how the destination has filed what it changed (B000), once; it is accepted in any case."""
+        coerced = self._deliveries.taken(claim, unsettled=_COERCED)
+        if not coerced or self._archive is None:
+            return
+        found: dict[str, str | None]
+        try:
+            found = self._archive.whereabouts([self._outgoing(o) for o in coerced])
+        except DeliveryError:
+            found = {o.sop_instance_uid: "not looked up by C-FIND" for o in coerced}
+        hidden = {uid: "not shown by C-FIND" for uid, text in found.items() if text is None}
+        self._note(claim, coerced, {**found, **hidden}, where)
+
+    def is_whole(self, claim: Claim, where: Where) -> bool:
+        """Tell whether the destination has all of a delivery; if not, the delivery goes on another time.
+
+        Raises:
+            DeliveryError: it could not be asked.
+        """
+        archive = self._archive
+        if archive is not None and archive.commitment_timeout is not None:
+            answer = self._is_committed(claim, archive, archive.commitment_timeout, where)
+            if answer is not None:
+                return answer
+        return self._is_shown(claim, where)
+
+    def set_back(self, claim: Claim, wait: float, reason: str, where: Where, lost: tuple[int, ...] = ()) -> None:
+        """Let a delivery wait for another attempt after what is borne a few times only, or end it."""
+        if self._deliveries.set_back(claim, wait, reason, MOST_SETBACKS, lost):
+            log.warning("not delivered yet", error=reason, next_try_in_s=round(wait), **where)
+        else:
+            log.error("not delivered", error=reason, **where)
+
+    def _is_committed(self, claim: Claim, archive: Archive, timeout: float, where: Where) -> bool | None:
+        """Tell whether all is committed, or put the delivery off; None where that is to be found out by C-FIND."""
+        asked = self._asked.of(claim)
+        if not asked or (asked[-1].is_open and asked[-1].age >= timeout):
+            if len(asked) >= _MOST_REQUESTS:
+                self._give_up(claim, timeout)
+                return None
+            self._request(claim, archive, where)
+            asked = self._asked.of(claim)
+        reported = [one for one in asked if not one.is_open]
+        if any(not one.failures for one in reported):
+            return True
+        if reported:
+            failures = reported[-1].failures
+            said = ", ".join(f"{uid} ({_meaning(reason)})" for uid, reason in sorted(failures.items()))
+            reason = f"Destination '{claim.destination}' accepted and does not commit {said}: look into its log."
+            lost = tuple(o.id for o in self._deliveries.taken(claim) if o.sop_instance_uid in failures)
+            self.set_back(claim, self._first_wait, reason, where, lost)
+        else:
+            reason = f"Destination '{claim.destination}' has not reported yet whether it commits what it accepted."
+            log.info("waiting for storage commitment", **where)
+            self._asked.sleep(claim, timeout, reason)
+        return False
+
+    def _request(self, claim: Claim, archive: Archive, where: Where) -> None:
+        transaction = str(generate_uid(prefix=None))
+        ae_title = archive.ae_title
+
+        def reported(report: Report) -> bool:
+            return self._asked.report(ae_title, report.transaction_uid, report.committed, report.failed)
+
+        objects = [self._outgoing(o) for o in self._deliveries.taken(claim)]
+        self._asked.begin(claim, transaction, ae_title)
+        log.info("storage commitment requested", transaction_uid=transaction, objects=len(objects), **where)
+        try:
+            archive.request_commitment(objects, transaction, reported)
+        except DeliveryError:
+            self._asked.abandon(transaction)
+            raise
+
+    def _give_up(self, claim: Claim, timeout: float) -> None:
+        """Leave it to C-FIND where that is asked.
+
+        Raises:
+            RejectedError: it is not.
+        """
+        if self._destination.verify_timeout is None:
+            raise RejectedError(
+                f"Destination '{claim.destination}' accepted all, and did not report within {timeout:g} s whether it"
+                f" commits it, asked {_MOST_REQUESTS} times: see whether the objects are there, and let it report to"
+                " this node's port."
+            )
+
+    def _is_shown(self, claim: Claim, where: Where) -> bool:
+        """Ask, where it is asked, for what was accepted.
+
+        An object that is not shown is asked for again until the time is over; then it is lost, and sent again.
+        """
+        timeout = self._destination.verify_timeout
+        if timeout is None:
+            return True
+        taken = self._deliveries.taken(claim)
+        found = self._whereabouts([self._outgoing(o) for o in taken])
+        self._note(claim, taken, found, where)
+        hidden = {uid for uid, text in found.items() if text is None}
+        if not hidden:
+            return True
+        unseen = self._deliveries.unseen(claim)
+        said = f"Destination '{claim.destination}' accepted {', '.join(sorted(hidden))}, and"
+        if unseen < timeout:
+            wait = min(max(self._first_wait, unseen), max(timeout - unseen, 1.0))
+            log.info("not shown yet", objects=len(hidden), next_try_in_s=round(wait), **where)
+            self._deliveries.look_again(claim, wait, f"{said} does not show it yet: it is asked again.")
+        else:
+            lost = tuple(o.id for o in taken if o.sop_instance_uid in hidden)
+            reason = f"{said} did not show it within {timeout:g} s: look into its log for why it was lost."
+            self.set_back(claim, self._first_wait, reason, where, lost)
+        return False
+
+    def _whereabouts(self, objects: list[Outgoing]) -> dict[str, str | None]:
+        if self._archive is not None:
+            return self._archive.whereabouts(objects)
+        hidden = {o.sop_instance_uid for o in self._destination.missing(objects)}
+        return {uid: None if uid in hidden else "" for uid in (o.sop_instance_uid for o in objects)}
+
+    def _note(self, claim: Claim, objects: list[FrozenObject], found: Mapping[str, str | None], where: Where) -> None:
+        """Keep how objects are filed, and say so where it is not as they were sent."""
+        news = {o.id: text for o in objects if (text := found[o.sop_instance_uid]) is not None}
+        self._deliveries.found(claim, news)
+        for frozen in objects:
+            if news.get(frozen.id):
+                log.warning(
+                    "filed otherwise than it was sent",
+                    sop_instance_uid=frozen.sop_instance_uid,
+                    meaning=news[frozen.id],
+                    remedy="look for the object in the destination, and correct where it is filed",
+                    **where,
+                )
+
+
+def _meaning(reason: int | None) -> str:
+    """Name a Failure Reason (PS3.3 C.14.1.1)."""
+    return "not named in the report" if reason is None else f"Failure Reason {reason:04X}"
