@@ -10,14 +10,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from dicomai import folder
 from dicomai.commands.output import console, print_json
-from dicomai.config import DicomDestination, Settings
-from dicomai.destinations import SentFile, send_files
-from dicomai.destinations import echo as c_echo
+from dicomai.config import Destination, DicomDestination, DicomwebDestination, Settings, SftpDestination
+from dicomai.destinations import SentFile, ask, open_destination, send_each, send_files
 from dicomai.errors import ConfigurationError
 
 
-def destination(settings: Settings, text: str) -> DicomDestination:
-    """Find the AE to talk to: the name of a destination in the configuration, or `AE@host:port`.
+def destination(settings: Settings, text: str) -> Destination:
+    """Find whom to talk to: the name of a destination in the configuration, or `AE@host:port`.
 
     Raises:
         ConfigurationError: it is neither.
@@ -28,23 +27,17 @@ def destination(settings: Settings, text: str) -> DicomDestination:
             return DicomDestination(type="dicom", name=text, ae_title=found[1], host=found[2], port=int(found[3]))
         except ValueError as error:
             raise ConfigurationError(f"'{text}' is no AE@host:port; an example is PACS@10.1.2.3:104.") from error
-    entry = settings.destination_named(text)
-    if not isinstance(entry, DicomDestination):
-        raise ConfigurationError(f"Destination '{text}' is of type {entry.type}; only one of type dicom can be asked.")
-    return entry
+    return settings.destination_named(text)
 
 
 def echo(settings: Settings, name: str, *, as_json: bool) -> int:
-    """Verify a destination by C-ECHO."""
+    """Verify a destination: an AE by C-ECHO, an origin server by a search that finds nothing, SFTP by a login."""
     entry = destination(settings, name)
-    seconds = c_echo(entry, calling_ae=settings.node.ae_title, timeout=settings.delivery.timeout, tls=settings.tls)
+    seconds = ask(entry, calling_ae=settings.node.ae_title, timeout=settings.delivery.timeout, tls=settings.tls)
     if as_json:
         print_json({"destination": entry.name, "seconds": round(seconds, 4)})
     else:
-        console().print(
-            f"{entry.ae_title} at {entry.host} port {entry.port} answered {settings.node.ae_title} "
-            f"in {1000 * seconds:.0f} ms.",
-        )
+        console().print(f"{_whom(entry)} answered {settings.node.ae_title} in {1000 * seconds:.0f} ms.")
     return 0
 
 
@@ -56,7 +49,7 @@ def send(settings: Settings, paths: Sequence[Path], name: str, *, as_json: bool)
 
     Raises:
         ConfigurationError: there is no such destination, or a path does not exist.
-        DeliveryError: there was no association.
+        DeliveryError: there was no association, or no connection.
     """
     entry = destination(settings, name)
     missing = next((path for path in paths if not path.exists()), None)
@@ -71,14 +64,12 @@ def send(settings: Settings, paths: Sequence[Path], name: str, *, as_json: bool)
         def note(_: SentFile, done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
-        sent = send_files(
-            files,
-            entry,
-            calling_ae=settings.node.ae_title,
-            timeout=settings.delivery.timeout,
-            tls=settings.tls,
-            progress=note,
-        )
+        calling_ae, timeout = settings.node.ae_title, settings.delivery.timeout
+        if isinstance(entry, DicomDestination):
+            sent = send_files(files, entry, calling_ae=calling_ae, timeout=timeout, tls=settings.tls, progress=note)
+        else:
+            there = open_destination(entry, calling_ae=calling_ae, timeout=timeout, tls=settings.tls)
+            sent = send_each(files, there, progress=note)
     if as_json:
         print_json(
             [
@@ -92,6 +83,17 @@ def send(settings: Settings, paths: Sequence[Path], name: str, *, as_json: bool)
                 (sys.stdout if one.is_accepted else sys.stderr).write(f"{one.path}: {one.text}\n")
         console().print(f"{sum(s.is_accepted for s in sent)} of {len(sent)} files accepted by {entry.name}.")
     return 0 if sent and all(s.is_accepted for s in sent) else 1
+
+
+def _whom(entry: Destination) -> str:
+    match entry:
+        case DicomDestination():
+            return f"{entry.ae_title} at {entry.host} port {entry.port}"
+        case DicomwebDestination():
+            return entry.url
+        case SftpDestination():
+            return f"{entry.host} port {entry.port}"
+    return entry.name
 
 
 def _hex(status: int | None) -> str | None:

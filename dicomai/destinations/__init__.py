@@ -1,28 +1,37 @@
-"""Where results go: C-STORE SCU and folder. A transport is chosen by `type`, never by trial."""
+"""Where results go: C-STORE SCU, STOW-RS, folder and SFTP. A transport is chosen by `type`, never by trial."""
 
-from typing import assert_never
+from typing import TYPE_CHECKING, assert_never
 
-from dicomai.config import DicomDestination, FolderDestination, TlsSettings
+from dicomai import config
+from dicomai.config import DicomDestination, DicomwebDestination, FolderDestination, SftpDestination, TlsSettings
 from dicomai.destinations.base import Accepted, Destination, Outgoing
+from dicomai.destinations.dicomweb import Dicomweb
 from dicomai.destinations.dimse import DimseDestination, echo
-from dicomai.destinations.files import SentFile, send_files
+from dicomai.destinations.files import SentFile, send_each, send_files
 from dicomai.destinations.folder import Folder
+from dicomai.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from dicomai.destinations.sftp import Sftp
 
 __all__ = [
     "Accepted",
     "Destination",
+    "Dicomweb",
     "DimseDestination",
     "Folder",
     "Outgoing",
     "SentFile",
+    "ask",
     "echo",
     "open_destination",
+    "send_each",
     "send_files",
 ]
 
 
 def open_destination(
-    entry: DicomDestination | FolderDestination, *, calling_ae: str, timeout: float, tls: TlsSettings | None = None
+    entry: config.Destination, *, calling_ae: str, timeout: float, tls: TlsSettings | None = None
 ) -> Destination:
     """Make the destination that an entry `[[destination]]` describes; nothing is connected yet.
 
@@ -33,12 +42,57 @@ def open_destination(
         tls: the section `[tls]`.
 
     Raises:
-        ConfigurationError: a file of `[tls]` is missing or wrong.
+        ConfigurationError: a file that it needs, or a package, is missing or wrong.
     """
     match entry:
         case DicomDestination():
             return DimseDestination(entry, calling_ae=calling_ae, timeout=timeout, tls=tls)
+        case DicomwebDestination():
+            return Dicomweb(entry, timeout=timeout, tls=tls)
         case FolderDestination():
             return Folder(entry)
+        case SftpDestination():
+            return _sftp(entry, timeout)
         case _:
             assert_never(entry)
+
+
+def ask(entry: config.Destination, *, calling_ae: str, timeout: float, tls: TlsSettings | None = None) -> float:
+    """Verify a destination: an AE by C-ECHO, an origin server by a search that finds nothing, SFTP by a login.
+
+    Args:
+        entry: of the configuration.
+        calling_ae: the node's AE title.
+        timeout: seconds without any progress after which an attempt ends.
+        tls: the section `[tls]`.
+
+    Returns:
+        Seconds from the request for a connection to the answer.
+
+    Raises:
+        ConfigurationError: a file that it needs, or a package, is missing or wrong; or it is a folder.
+        UnreachableError: no connection, or no answer.
+        RejectedError: it does not let us in.
+    """
+    match entry:
+        case DicomDestination():
+            return echo(entry, calling_ae=calling_ae, timeout=timeout, tls=tls)
+        case DicomwebDestination():
+            return Dicomweb(entry, timeout=timeout, tls=tls).ask()
+        case SftpDestination():
+            return _sftp(entry, timeout).ask()
+        case FolderDestination():
+            raise ConfigurationError(f"Destination '{entry.name}' is a folder, which answers nobody.")
+        case _:
+            assert_never(entry)
+
+
+def _sftp(entry: SftpDestination, timeout: float) -> "Sftp":
+    try:
+        from dicomai.destinations.sftp import Sftp  # noqa: PLC0415  paramiko is an extra
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"Destination '{entry.name}' is of type sftp, for which {error.name} is not installed: pip install"
+            " 'dicomai[sftp]'."
+        ) from error
+    return Sftp(entry, timeout=timeout)

@@ -1,4 +1,4 @@
-"""Any DICOM files to a Storage SCP, as they are: what stands behind `dicomai send`."""
+"""Any DICOM files to a destination, as they are: what stands behind `dicomai send`."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -8,9 +8,10 @@ from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
 
 from dicomai.config import DicomDestination, TlsSettings
+from dicomai.destinations.base import Destination, Outgoing
 from dicomai.destinations.dimse import MAX_CONTEXTS, StorageLink, associate
 from dicomai.destinations.dimse.association import Peer
-from dicomai.errors import DeliveryError, RejectedError, UnreachableError
+from dicomai.errors import DeliveryError, NoAssociationError, NotKeptError, RejectedError, UnreachableError
 
 _MEDIA_STORAGE_DIRECTORY = "1.2.840.10008.1.3.10"
 
@@ -21,7 +22,7 @@ class SentFile:
 
     Attributes:
         path: the file.
-        status: Status (0000,0900) of the C-STORE response; None if there was none.
+        status: Status (0000,0900) of the C-STORE response, or what stands for it; None if there was none.
         text: what the status means, or why there was none; '' for success.
         is_accepted: the destination has it.
     """
@@ -40,6 +41,7 @@ Progress = Callable[[SentFile, int, int], None]
 class _File:
     path: Path
     sop_class_uid: str
+    sop_instance_uid: str
     transfer_syntax_uid: str
 
     @property
@@ -79,17 +81,8 @@ def send_files(
     """
     peer = Peer(settings, calling_ae, timeout, tls or TlsSettings())
     files, outcomes = _look_through(paths)
-    total = len(files) + len(outcomes)
     unreadable = len(outcomes)
-
-    def note(outcome: SentFile) -> None:
-        outcomes.append(outcome)
-        if progress is not None:
-            progress(outcome, len(outcomes), total)
-
-    if progress is not None:
-        for number, outcome in enumerate(outcomes, start=1):
-            progress(outcome, number, total)
+    note = _noting(outcomes, len(files) + unreadable, progress)
     for batch in _batches(files):
         try:
             with associate(peer, list(dict.fromkeys(file.context for file in batch))) as link:
@@ -102,6 +95,62 @@ def send_files(
                 note(SentFile(file.path, None, str(error), is_accepted=False))
             break
     return outcomes
+
+
+def send_each(paths: Iterable[Path], destination: Destination, *, progress: Progress | None = None) -> list[SentFile]:
+    """Send DICOM files as they are, each by itself, over any transport.
+
+    A file that is refused does not keep the next from being sent; a destination that cannot be reached any more, or
+    takes nothing for now, ends the sending.
+
+    Args:
+        paths: files, and folders in which every file is meant.
+        destination: where to.
+        progress: called after each file.
+
+    Returns:
+        One entry per file, in the order in which they were dealt with; those that are no DICOM files first.
+
+    Raises:
+        NoAssociationError: there was no connection to begin with.
+    """
+    files, outcomes = _look_through(paths)
+    unreadable = len(outcomes)
+    note = _noting(outcomes, len(files) + unreadable, progress)
+    for number, file in enumerate(files):
+        try:
+            note(_hand_over(destination, file))
+        except (RejectedError, NotKeptError) as error:
+            note(SentFile(file.path, None, str(error), is_accepted=False))
+        except UnreachableError as error:
+            if number == 0 and isinstance(error, NoAssociationError):
+                raise
+            for left in files[number:]:
+                note(SentFile(left.path, None, str(error), is_accepted=False))
+            break
+    return outcomes
+
+
+def _hand_over(destination: Destination, file: _File) -> SentFile:
+    outgoing = Outgoing(file.sop_class_uid, file.sop_instance_uid, file.transfer_syntax_uid, file.path.read_bytes())
+    answers: list[tuple[int, str]] = []
+    destination.send([outgoing], lambda _, status, meaning: answers.append((status, meaning)))
+    status, meaning = answers[-1]
+    return SentFile(file.path, status, meaning, is_accepted=True)
+
+
+def _noting(outcomes: list[SentFile], total: int, progress: Progress | None) -> Callable[[SentFile], None]:
+    """Report the outcomes that there are, and give what adds and reports another."""
+    if progress is not None:
+        for number, outcome in enumerate(outcomes, start=1):
+            progress(outcome, number, total)
+
+    def note(outcome: SentFile) -> None:
+        outcomes.append(outcome)
+        if progress is not None:
+            progress(outcome, len(outcomes), total)
+
+    return note
 
 
 class _BrokenError(UnreachableError):
@@ -128,7 +177,12 @@ def _look_through(paths: Iterable[Path]) -> tuple[list[_File], list[SentFile]]:
         for path in _walk(given):
             try:
                 meta = read_file_meta_info(path)
-                file = _File(path, str(meta.MediaStorageSOPClassUID), str(meta.TransferSyntaxUID))
+                file = _File(
+                    path,
+                    str(meta.MediaStorageSOPClassUID),
+                    str(meta.MediaStorageSOPInstanceUID),
+                    str(meta.TransferSyntaxUID),
+                )
             except (InvalidDicomError, AttributeError, EOFError, OSError, ValueError, KeyError) as error:
                 reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is no DICOM file"
                 outcomes.append(SentFile(path, None, f"not sent: {reason}", is_accepted=False))

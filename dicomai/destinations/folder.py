@@ -2,19 +2,14 @@
 
 import errno
 import os
-import re
 import uuid
 from collections.abc import Iterator, Sequence
-from io import BytesIO
 from pathlib import Path
-
-import pydicom
 
 from dicomai.config import FolderDestination
 from dicomai.destinations.base import Accepted, Outgoing
+from dicomai.destinations.filing import Filed
 from dicomai.errors import RejectedError, UnreachableError
-
-_UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 
 
 class Folder:
@@ -66,16 +61,7 @@ class Folder:
             accepted(outgoing, 0x0000, "")
 
     def _target(self, outgoing: Outgoing) -> Path:
-        keywords = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
-        ds = pydicom.dcmread(BytesIO(outgoing.data), specific_tags=list(keywords), stop_before_pixels=True)
-        parts = [str(ds.get(keyword) or "") for keyword in keywords]
-        for keyword, uid in zip(keywords, parts, strict=True):
-            if len(uid) > 64 or not _UID.fullmatch(uid):
-                raise RejectedError(
-                    f"Destination '{self.name}' cannot file an object whose {keyword} is no UID (PS3.5 9.1):"
-                    " correct it at its source."
-                )
-        return self._settings.path.joinpath(*parts[:2], f"{parts[2]}.dcm")
+        return self._settings.path.joinpath(*Filed.of(outgoing, self.name).parts)
 
     def _write(self, outgoing: Outgoing, target: Path) -> None:
         if target.exists():

@@ -1,0 +1,236 @@
+"""STOW-RS and QIDO-RS as user agent (PS3.18 10.5 and 10.6): objects to an origin server, byte for byte."""
+
+import contextlib
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from typing import Any
+from urllib.parse import urlencode
+
+from pydicom.uid import UID
+
+from dicomai.config import DicomwebDestination, TlsSettings
+from dicomai.destinations.base import Accepted, Outgoing
+from dicomai.destinations.dimse import Answer
+from dicomai.destinations.filing import Filed
+from dicomai.destinations.web import Reply, Server
+from dicomai.errors import DeliveryError, NotKeptError, RejectedError
+
+_STUDY, _SOP_INSTANCE = "0020000D", "00080018"
+_REFERENCED_INSTANCE = "00081155"
+_FAILED, _FAILURE_REASON = "00081198", "00081197"
+_OTHER_FAILURES = "0008119A"  # of what the server could not name; each request has one object
+_STORED, _WARNING_REASON = "00081199", "00081196"
+
+_DUPLICATE = 0x0111
+_SYNTAX_NOT_TAKEN = 0xC122  # PS3.18 Annex I.2.2; beside it the statuses of C-STORE
+_NOBODYS_STUDY = "2.25.0"
+
+
+class Dicomweb:
+    """An origin server of the Store and Search transactions."""
+
+    def __init__(self, settings: DicomwebDestination, *, timeout: float, tls: TlsSettings | None = None) -> None:
+        """Make the destination; nothing is connected yet.
+
+        Args:
+            settings: the entry of the configuration.
+            timeout: seconds without any progress after which an attempt ends.
+            tls: the section `[tls]`.
+
+        Raises:
+            ConfigurationError: a file of `[tls]` is missing or wrong.
+        """
+        self._settings = settings
+        self._server = Server(settings, timeout, tls or TlsSettings())
+
+    @property
+    def name(self) -> str:
+        """The name in the configuration."""
+        return self._settings.name
+
+    @property
+    def max_age(self) -> float | None:
+        """Seconds after which a result is too old to be sent; None where it never is."""
+        return self._settings.max_age
+
+    @property
+    def verify_timeout(self) -> float | None:
+        """Seconds for an accepted object to be shown by QIDO-RS; None where it is not asked."""
+        return self._settings.verify_timeout if self._is_asked else None
+
+    @property
+    def _is_asked(self) -> bool:
+        return self._settings.verify == "qido"
+
+    def reach(self) -> None:
+        """Ask whether the server is there; one that answers us, and be it to refuse, is.
+
+        Raises:
+            UnreachableError: it is not.
+        """
+        with contextlib.suppress(RejectedError):
+            self.ask()
+
+    def ask(self) -> float:
+        """Search for a study that there cannot be, so that nothing of a patient comes.
+
+        A server that offers no search is in order unless the configuration has it asked by QIDO-RS.
+
+        Returns:
+            Seconds from the request for a connection to the answer.
+
+        Raises:
+            UnreachableError: it is not there.
+            RejectedError: it does not let us in, or offers no search where it is to be asked by QIDO-RS.
+        """
+        start = time.monotonic()
+        reply = self._server.call("GET", f"/studies?{urlencode({'StudyInstanceUID': _NOBODYS_STUDY, 'limit': 1})}")
+        seconds = time.monotonic() - start
+        offers_none = reply.status in {400, 404, 405, 501}
+        if not reply.is_success and (self._is_asked or not offers_none):
+            raise self._server.refused(reply, "a search")
+        return seconds
+
+    def missing(self, objects: Sequence[Outgoing]) -> list[Outgoing]:
+        """Give those of some accepted objects that QIDO-RS does not show in their study and series.
+
+        Raises:
+            UnreachableError: no connection, it broke, or the server cannot answer for now.
+            RejectedError: the server offers no such search, or refuses it.
+        """
+        try:
+            return [outgoing for outgoing in objects if not self._shows(outgoing)]
+        except RejectedError as error:
+            raise RejectedError(f"What was accepted cannot be looked for: {error}") from error
+
+    def send(self, objects: Sequence[Outgoing], accepted: Accepted) -> None:
+        """Store objects in the order given, each by a request of its own, byte for byte.
+
+        Raises:
+            NoAssociationError: no connection could be had, or the server takes nothing for now.
+            NotKeptError: the server cannot make sense of an object (Cxxx), or does not say that it has it.
+            UnreachableError: the connection broke, or the server cannot take the object for now.
+            RejectedError: the server refuses us or an object for good.
+        """
+        for outgoing in objects:
+            status, meaning = self._store(outgoing)
+            accepted(outgoing, status, meaning)
+
+    def _store(self, outgoing: Outgoing) -> tuple[int, str]:
+        """Store an object; gives the status and what it means once the server has it."""
+        what = f"SOP Instance {outgoing.sop_instance_uid}"
+        reply = self._post(outgoing)
+        if not reply.is_success and reply.status != 409:
+            raise self._server.refused(reply, what)
+        module = reply.json()
+        failed = _entry(module, _FAILED, outgoing) or next(_items(module, _OTHER_FAILURES), None)
+        if failed is not None or reply.status == 409:
+            return self._failed(outgoing, _code(failed, _FAILURE_REASON))
+        stored = _entry(module, _STORED, outgoing)
+        if stored is None:
+            return self._looked_up(outgoing, reply)
+        warning = Answer(_code(stored, _WARNING_REASON) or 0x0000)
+        return warning.status, warning.meaning if warning.is_accepted else "warning"
+
+    def _post(self, outgoing: Outgoing) -> Reply:
+        boundary = uuid.uuid4().hex
+        body = (
+            f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode(),
+            outgoing.data,
+            f"\r\n--{boundary}--\r\n".encode(),
+        )
+        headers = {
+            "Content-Type": f'multipart/related; type="application/dicom"; boundary={boundary}',
+            "Content-Length": str(sum(map(len, body))),
+        }
+        return self._server.call("POST", "/studies", body, headers)
+
+    def _failed(self, outgoing: Outgoing, reason: int | None) -> tuple[int, str]:
+        """Raise what a Failure Reason means, but for a duplicate that is shown to be there."""
+        what = f"SOP Instance {outgoing.sop_instance_uid}"
+        if reason is None:
+            raise NotKeptError(f"{self._server} did not store {what} and gives no reason: look into its log.")
+        if reason == _SYNTAX_NOT_TAKEN:
+            raise RejectedError(
+                f"{self._server} does not take {UID(outgoing.sop_class_uid).name} in"
+                f" {UID(outgoing.transfer_syntax_uid).name}: allow this transfer syntax there, then retry."
+            )
+        answer = Answer(reason)
+        if reason == _DUPLICATE:
+            self._look_for(outgoing, answer.error(what, self._server))
+            return _DUPLICATE, f"{answer.meaning}; QIDO-RS shows it there"
+        raise answer.error(what, self._server)
+
+    def _looked_up(self, outgoing: Outgoing, reply: Reply) -> tuple[int, str]:
+        """Search for an object that an answer of success does not name, where the server is asked at all."""
+        said = f"{self._server} answered {reply.status} to SOP Instance {outgoing.sop_instance_uid} without naming it."
+        if not self._is_asked:
+            raise RejectedError(
+                f"{said} Set verify of the [[destination]] to 'qido' if it can be searched, so that it is looked for."
+            )
+        self._look_for(outgoing, said)
+        return 0x0000, "the answer does not name it; QIDO-RS shows it there"
+
+    def _look_for(self, outgoing: Outgoing, said: DeliveryError | str) -> None:
+        """Make sure that an object is there.
+
+        Raises:
+            NotKeptError: it is not shown, yet or at all.
+            RejectedError: the server offers no such search.
+            UnreachableError: the server cannot answer for now.
+        """
+        try:
+            shown = self._shows(outgoing)
+        except RejectedError as error:
+            raise RejectedError(f"{said} QIDO-RS cannot tell whether it is there: {error}") from error
+        if not shown:
+            raise NotKeptError(f"{said} QIDO-RS does not show it there.")
+
+    def _shows(self, outgoing: Outgoing) -> bool:
+        filed = Filed.of(outgoing, self.name)
+        keys = {
+            "StudyInstanceUID": filed.study_instance_uid,
+            "SeriesInstanceUID": filed.series_instance_uid,
+            "SOPInstanceUID": filed.sop_instance_uid,
+        }
+        reply = self._server.call("GET", f"/instances?{urlencode(keys)}")
+        if reply.status == 204:
+            return False
+        if not reply.is_success:
+            raise self._server.refused(reply, "a search")
+        found = reply.json()
+        if not isinstance(found, list):
+            raise RejectedError(
+                f"{self._server} answered a search with what is no list in JSON: check url, then retry."
+            )
+        # A server may pass over a key that it does not support.
+        return any(
+            _values(match, _SOP_INSTANCE) == [filed.sop_instance_uid]
+            and _values(match, _STUDY) in ([filed.study_instance_uid], [])
+            for match in found
+        )
+
+
+def _entry(module: object, sequence: str, outgoing: Outgoing) -> object | None:
+    """Find what the Store Instances Response Module (PS3.18 Table I.2-1) says of an object in one of its sequences."""
+    uids = [outgoing.sop_instance_uid]
+    return next((item for item in _items(module, sequence) if _values(item, _REFERENCED_INSTANCE) == uids), None)
+
+
+def _items(module: object, sequence: str) -> Iterator[object]:
+    for one in module if isinstance(module, list) else [module]:  # some wrap it as if it were one of several
+        yield from _values(one, sequence)
+
+
+def _code(item: object, tag: str) -> int | None:
+    """Give the value of an attribute of VR US; None where there is none."""
+    value = next(iter(_values(item, tag)), None)
+    return value if isinstance(value, int) and 0 <= value <= 0xFFFF else None
+
+
+def _values(item: object, tag: str) -> list[Any]:
+    """Give the values of an attribute in the DICOM JSON model (PS3.18 Annex F)."""
+    element = item.get(tag) if isinstance(item, dict) else None
+    values = element.get("Value") if isinstance(element, dict) else None
+    return values if isinstance(values, list) else []

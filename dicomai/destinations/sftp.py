@@ -1,0 +1,228 @@
+"""SFTP destination: DICOM files as `<study>/<series>/<sop instance>.dcm` on an SSH server. On paramiko."""
+
+import contextlib
+import logging
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from io import BytesIO
+from pathlib import PurePosixPath
+
+import paramiko
+
+from dicomai.config import SftpDestination
+from dicomai.destinations.base import Accepted, Outgoing
+from dicomai.destinations.filing import Filed
+from dicomai.errors import (
+    ConfigurationError,
+    NoAssociationError,
+    NotAdmittedError,
+    RejectedError,
+    UnreachableError,
+)
+
+
+class Sftp:
+    """A folder on an SSH server, into which others look."""
+
+    def __init__(self, settings: SftpDestination, *, timeout: float) -> None:
+        """Make the destination; nothing is connected yet, and the folder is made with the first object.
+
+        Args:
+            settings: the entry of the configuration.
+            timeout: seconds without any progress after which an attempt ends.
+
+        Raises:
+            ConfigurationError: the private key or the file of host keys is missing or wrong.
+        """
+        self._settings = settings
+        self._timeout = timeout
+        self._keys(paramiko.SSHClient())  # what is wrong with the files is to be said now, not at the first send
+        library = logging.getLogger("paramiko")
+        if library.level == logging.NOTSET:  # who has set it is obeyed
+            library.setLevel(logging.CRITICAL)
+
+    def __str__(self) -> str:
+        return f"Destination '{self.name}' ({self._settings.host} port {self._settings.port})"
+
+    @property
+    def name(self) -> str:
+        """The name in the configuration."""
+        return self._settings.name
+
+    @property
+    def max_age(self) -> float | None:
+        """Seconds after which a result is too old to be sent; None where it never is."""
+        return self._settings.max_age
+
+    @property
+    def verify_timeout(self) -> float | None:
+        """None: the length of a file is looked at before it has its name."""
+        return None
+
+    def reach(self) -> None:
+        """Ask whether the server is there; one that talks to us, and be it to refuse, is.
+
+        Raises:
+            UnreachableError: it is not.
+        """
+        with contextlib.suppress(RejectedError):
+            self.ask()
+
+    def ask(self) -> float:
+        """Log in.
+
+        Returns:
+            Seconds from the request for a connection until files could be sent.
+
+        Raises:
+            UnreachableError: it is not there.
+            NotAdmittedError: its host key is not the one that is known, or it does not let us in.
+        """
+        start = time.monotonic()
+        with self._session():
+            return time.monotonic() - start
+
+    def missing(self, objects: Sequence[Outgoing]) -> list[Outgoing]:
+        """Give none: who looks into the folder may take files away."""
+        del objects
+        return []
+
+    def send(self, objects: Sequence[Outgoing], accepted: Accepted) -> None:
+        """Write objects in the order given, each under a temporary name first; one that is there already is left.
+
+        Raises:
+            NoAssociationError: no connection could be had.
+            UnreachableError: the connection broke, or the folder cannot be written for now.
+            NotAdmittedError: the host key is not the one that is known, or the server does not let us in.
+            RejectedError: a UID cannot be a file name, or another object has this one's UID.
+        """
+        files = [(outgoing, self._settings.path.joinpath(*Filed.of(outgoing, self.name).parts)) for outgoing in objects]
+        with self._session() as sftp:
+            for outgoing, target in files:
+                self._write(sftp, outgoing, target)
+                accepted(outgoing, 0x0000, "")
+
+    def _write(self, sftp: paramiko.SFTPClient, outgoing: Outgoing, target: PurePosixPath) -> None:
+        try:
+            held = _read(sftp, target)
+            if held is None:
+                _put(sftp, outgoing.data, target)
+        except TimeoutError:
+            raise
+        except OSError as error:  # it is the server's answer; it has no number but for two reasons
+            raise UnreachableError(
+                f"{self} could not write {outgoing.sop_instance_uid} ({error.strerror or error}): check that"
+                f" {self._settings.path} is writable there and not full."
+            ) from error
+        if held is not None and held != outgoing.data:
+            raise RejectedError(
+                f"{self} holds another object with the UID {outgoing.sop_instance_uid}: move that file away, then"
+                " retry."
+            )
+
+    @contextlib.contextmanager
+    def _session(self) -> Iterator[paramiko.SFTPClient]:
+        with paramiko.SSHClient() as client:
+            try:
+                key = self._keys(client)
+            except ConfigurationError as error:  # files are replaced one after the other
+                raise NoAssociationError(f"{self} is not called: {error}") from error
+            sftp = self._log_in(client, key)
+            try:
+                yield sftp
+            except TimeoutError as error:
+                raise UnreachableError(
+                    f"{self} stopped answering for {self._timeout:g} s: another attempt may succeed."
+                ) from error
+            except (paramiko.SSHException, EOFError) as error:
+                raise UnreachableError(
+                    f"{self} broke off the connection: another attempt may succeed; see its log."
+                ) from error
+
+    def _log_in(self, client: paramiko.SSHClient, key: paramiko.PKey | None) -> paramiko.SFTPClient:
+        s = self._settings
+        try:
+            client.connect(
+                s.host, s.port, s.user, s.password.get_secret_value() or None, key,
+                timeout=self._timeout, banner_timeout=self._timeout, auth_timeout=self._timeout,
+                channel_timeout=self._timeout, allow_agent=False, look_for_keys=False,
+            )  # fmt: skip
+            sftp = client.open_sftp()
+        except paramiko.BadHostKeyException as error:
+            raise NotAdmittedError(
+                f"{self} shows another host key than the one in {s.known_hosts}: find out why, and enter the new one if"
+                " it is right."
+            ) from error
+        except paramiko.AuthenticationException as error:
+            raise NotAdmittedError(f"{self} does not let '{s.user}' in: check user, and key or password.") from error
+        except paramiko.SSHException as error:
+            if "known_hosts" in str(error):
+                raise NotAdmittedError(
+                    f"{self} is not in {s.known_hosts}: enter its host key, as its administrator names it."
+                ) from error
+            raise NoAssociationError(f"{self} gave no session of SFTP: see its log.") from error
+        except (OSError, EOFError, UnicodeError) as error:
+            why = getattr(error, "strerror", None) or type(error).__name__
+            raise NoAssociationError(
+                f"{self} cannot be connected to ({why}): check that it runs, its host and port, and the firewall"
+                " between."
+            ) from error
+        sftp.get_channel().settimeout(self._timeout)
+        return sftp
+
+    def _keys(self, client: paramiko.SSHClient) -> paramiko.PKey | None:
+        """Read the host keys, and our private key, which is given; at every call, so that none is stale."""
+        s = self._settings
+        client.set_missing_host_key_policy(paramiko.RejectPolicy())  # nobody is there to be asked
+        try:
+            client.load_host_keys(str(s.known_hosts))
+        except (OSError, UnicodeDecodeError) as error:
+            why = getattr(error, "strerror", None) or "it is no text"
+            raise ConfigurationError(f"known_hosts {s.known_hosts} cannot be read: {why}.") from error
+        if not client.get_host_keys():
+            raise ConfigurationError(f"known_hosts {s.known_hosts} has no host key, as ssh-keyscan writes it.")
+        if s.key is None:
+            return None
+        try:
+            return paramiko.PKey.from_path(s.key)
+        except OSError as error:
+            raise ConfigurationError(f"key {s.key} cannot be read: {error.strerror}.") from error
+        except (paramiko.SSHException, ValueError, TypeError) as error:
+            raise ConfigurationError(
+                f"key {s.key} has to be a private key of SSH, without a passphrase ({type(error).__name__})."
+            ) from error
+
+
+def _read(sftp: paramiko.SFTPClient, target: PurePosixPath) -> bytes | None:
+    """Read a file; None where there is none."""
+    buffer = BytesIO()
+    try:
+        sftp.getfo(str(target), buffer)
+    except FileNotFoundError:
+        return None
+    return buffer.getvalue()
+
+
+def _put(sftp: paramiko.SFTPClient, data: bytes, target: PurePosixPath) -> None:
+    """Write a file whole or not at all: the library compares its length before it has its name."""
+    for folder in reversed(target.parents[:-1]):
+        _make(sftp, str(folder))
+    temporary = str(target.with_name(f".{uuid.uuid4().hex}.part"))
+    try:
+        sftp.putfo(BytesIO(data), temporary, len(data))
+        sftp.rename(temporary, str(target))  # which, other than posix_rename, never writes over what is there
+    except BaseException:
+        with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
+            sftp.remove(temporary)
+        raise
+
+
+def _make(sftp: paramiko.SFTPClient, folder: str) -> None:
+    try:
+        sftp.stat(folder)
+    except FileNotFoundError:
+        try:
+            sftp.mkdir(folder)
+        except OSError:  # somebody else may have been quicker
+            sftp.stat(folder)
