@@ -16,7 +16,7 @@ export PYTHONHASHSEED
 PYTEST := echo "PYTHONHASHSEED=$(PYTHONHASHSEED)"; $(BIN)/python -m pytest --quiet
 WORKERS ?= 2
 
-.PHONY: help setup demo test check acceptance gpu bench soak fuzz hooks clean postgresql peers
+.PHONY: help setup demo test check acceptance gpu bench soak fuzz hooks clean postgresql peers viewers
 
 help: ## say what there is to make
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -47,7 +47,7 @@ check: setup ## linters, types, import contracts and the fast tests
 	@$(BIN)/mypy & types=$$!; wrong=0; \
 	$(PYTEST) --numprocesses $(WORKERS) -m "not slow" tests/unit || wrong=1; wait $$types || wrong=1; exit $$wrong
 
-acceptance: setup peers postgresql ## against DCMTK, Orthanc and validators
+acceptance: setup peers viewers postgresql ## against DCMTK, Orthanc, OHIF in Chromium and validators
 	@$(PYTEST) tests/acceptance
 
 gpu: setup ## the tests that need a CUDA device, on one
@@ -74,8 +74,12 @@ postgresql:
 
 peers:
 	@.ci/apt-install --when-missing storescu:dcmtk Orthanc:orthanc \
-		/usr/share/orthanc/plugins/libOrthancDicomWeb.so:orthanc-dicomweb
+		/usr/share/orthanc/plugins/libOrthancDicomWeb.so:orthanc-dicomweb /usr/sbin/sshd:openssh-server
+
+viewers:
+	@.ci/apt-install --when-missing chromium:chromium npm:npm openssl:openssl plastimatch:plastimatch
+	@.ci/fetch-ohif
 
 clean: ## remove what was built, the environment too
-	@rm -rf .venv build dist demo-output .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf .venv .cache build dist demo-output .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

