@@ -8,11 +8,13 @@ from typing import Protocol
 from pydicom.dataset import Dataset
 
 import dicomai
+from dicomai import measuring
 from dicomai.bundle import Bundle
 from dicomai.errors import NotAcceptedError
 from dicomai.findings import Findings
 from dicomai.outputs import build, encode
 from dicomai.outputs.provenance import Algorithm, Predecessor, Provenance, Sources
+from dicomai.outputs.report import not_analysed
 from dicomai.routing import OutsideValidated
 from dicomai.study import Stack
 from dicomai.volume import Limits, Volume, load
@@ -42,6 +44,7 @@ class Request:
         supersedes: the objects of the result that this one replaces.
         timezone: the hospital's, an IANA name; None for the host's.
         threads: for reading and decoding images.
+        label_map: the transfer syntax in which every destination takes a Label Map Segmentation; None for a binary one.
     """
 
     bundle: Bundle
@@ -56,6 +59,7 @@ class Request:
     supersedes: tuple[Predecessor, ...]
     timezone: str | None
     threads: int
+    label_map: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,8 @@ def check(bundle: Bundle, inputs: Mapping[str, Stack], outside_validated: Outsid
     for role, stack in inputs.items():
         for instance in stack.instances:
             bundle.accept(instance.header, role)
+        if role == bundle.inputs[0].role:
+            measuring.check(bundle.measurements, stack.frames, bundle.name)
         # Every slice: a header that differs somewhere in the series must not hide behind the first.
         said = (bundle.outside_validated(one.instance.header, role, one.number or 1) for one in stack.frames)
         remark = next((sentence for sentence in said if sentence is not None), None)
@@ -131,18 +137,37 @@ def analyse(request: Request, engine: Engine, progress: Callable[[float], None])
     for output in request.outputs:
         ds = build(output, findings, sources, provenance)
         if ds is not None:
-            objects.append(
-                Built(
-                    output=output,
-                    sop_class_uid=str(ds.SOPClassUID),
-                    sop_instance_uid=str(ds.SOPInstanceUID),
-                    series_instance_uid=str(ds.SeriesInstanceUID),
-                    series_number=int(ds.SeriesNumber),
-                    data=encode(ds),
-                )
-            )
+            objects.append(_encoded(output, ds))
     progress(1.0)
     return Analysis(volume, findings, tuple(objects))
+
+
+def explain(request: Request, why: str) -> Built | None:
+    """Build the report that the images were not analysed; None where the route asks for none.
+
+    Args:
+        request: what was to be run.
+        why: in a sentence that tells nothing of the patient.
+
+    Raises:
+        IdentityError: the newest instance lies in another study than the images.
+    """
+    if "report" not in request.outputs:
+        return None
+    frames = request.inputs[request.bundle.inputs[0].role].frames
+    sources = Sources(frames=frames, newest=request.newest, lossy=False)
+    return _encoded("report", not_analysed(why, sources, _provenance(request)))
+
+
+def _encoded(output: str, ds: Dataset) -> Built:
+    return Built(
+        output=output,
+        sop_class_uid=str(ds.SOPClassUID),
+        sop_instance_uid=str(ds.SOPInstanceUID),
+        series_instance_uid=str(ds.SeriesInstanceUID),
+        series_number=int(ds.SeriesNumber),
+        data=encode(ds),
+    )
 
 
 def _limits(bundle: Bundle, role: str) -> Limits:
@@ -166,6 +191,7 @@ def _provenance(request: Request) -> Provenance:
             manufacturer=algorithm.manufacturer,
             description=algorithm.description,
             reference=algorithm.reference or None,
+            report_title=algorithm.report_title,
         ),
         installation=request.installation,
         software_version=dicomai.__version__,
@@ -173,4 +199,5 @@ def _provenance(request: Request) -> Provenance:
         timezone=request.timezone,
         series_numbers=request.series_numbers,
         supersedes=request.supersedes,
+        label_map=request.label_map,
     )

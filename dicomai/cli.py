@@ -69,7 +69,9 @@ def parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_wire(commands)
     _add_fetch(commands)
+    _add_destinations(commands)
     _add_worklist(commands)
+    _add_recall(commands)
     _add_models(commands)
 
     routes = _group(commands, "routes", "what runs on which images", "dicomai routes explain STUDY")
@@ -120,6 +122,15 @@ def _add_wire(commands: Commands) -> None:
         one.add_argument("destination", metavar="DEST", help="a [[destination]]'s name, or AE@host:port")
 
 
+def _add_destinations(commands: Commands) -> None:
+    what = "where results go, and what each takes"
+    group = _group(commands, "destinations", what, "dicomai destinations", _destinations_list)
+    _add(group, "list", _destinations_list, "list the destinations", "dicomai destinations list", json=True)
+    what = "ask a destination which SOP classes and transfer syntaxes it accepts"
+    probe = _add(group, "probe", _destinations_probe, what, "dicomai destinations probe pacs", json=True)
+    probe.add_argument("destination", metavar="NAME", help="a [[destination]]'s name, or AE@host:port")
+
+
 def _add_fetch(commands: Commands) -> None:
     example = "dicomai fetch archive --date 20260101-20260131 --modality MR"
     fetch = _add(commands, "fetch", _fetch, "fetch studies from a source", example, json=True)
@@ -157,6 +168,18 @@ def _add_worklist(commands: Commands) -> None:
         change = _add(worklist, verb, _worklist_change, what, f"dicomai worklist {verb} 12")
         change.add_argument("id", type=int, metavar="ID")
         change.set_defaults(verb=verb)
+
+
+def _add_recall(commands: Commands) -> None:
+    what = "withdraw results from where they were sent; without --yes they are listed"
+    recall = _add(
+        commands, "recall", _recall, what, "dicomai recall --bundle brain_extraction --version 1.0.2", json=True
+    )
+    which = recall.add_mutually_exclusive_group(required=True)
+    which.add_argument("--bundle", metavar="NAME", help="all that a version of this model gave")
+    which.add_argument("--workitem", type=int, metavar="ID", help="what this analysis gave")
+    recall.add_argument("--version", metavar="V", help="of the bundle, as its results bear it")
+    recall.add_argument("--yes", action="store_true", help="do it")
 
 
 def _add_models(commands: Commands) -> None:
@@ -244,6 +267,18 @@ def _echo(arguments: argparse.Namespace, settings: Settings) -> int:
     return wire.echo(settings, arguments.destination, as_json=arguments.json)
 
 
+def _destinations_list(arguments: argparse.Namespace, settings: Settings) -> int:
+    from dicomai.commands import destinations
+
+    return destinations.show_all(settings, as_json=arguments.json)
+
+
+def _destinations_probe(arguments: argparse.Namespace, settings: Settings) -> int:
+    from dicomai.commands import destinations
+
+    return destinations.probe_one(settings, arguments.destination, as_json=arguments.json)
+
+
 def _fetch(arguments: argparse.Namespace, settings: Settings) -> int:
     from dicomai.commands import fetch
     from dicomai.sources.query import Query
@@ -275,6 +310,15 @@ def _worklist_change(arguments: argparse.Namespace, settings: Settings) -> int:
     from dicomai.commands import worklist
 
     return worklist.change(settings, arguments.verb, arguments.id)
+
+
+def _recall(arguments: argparse.Namespace, settings: Settings) -> int:
+    from dicomai.commands import recall
+
+    if (arguments.bundle is None) != (arguments.version is None):
+        raise ConfigurationError("--bundle and --version go together: name both, or --workitem alone.")
+    which = arguments.workitem if arguments.bundle is None else (arguments.bundle, arguments.version)
+    return recall.recall(settings, which, go=arguments.yes, as_json=arguments.json)
 
 
 def _models_list(arguments: argparse.Namespace, settings: Settings) -> int:

@@ -71,7 +71,7 @@ class Notes:
         for workitem in effect.sent:
             log.warning(
                 "images were rejected after a result made of them was sent",
-                remedy="withdraw the result where it is; `dicomai worklist show` names its objects",
+                remedy="see what was made of them: dicomai recall --workitem with this number withdraws it",
                 workitem=workitem,
                 **facts,
             )

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from dicomai import log
-from dicomai.config import Settings, SourceSettings
+from dicomai.config import DicomDestination, Settings, SourceSettings
 from dicomai.errors import ConfigurationError, DicomaiError
 from dicomai.store import Store
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from dicomai.console.dicomweb import DicomWeb
     from dicomai.database import Database
     from dicomai.intake import Intake
+    from dicomai.prober import Prober
     from dicomai.receiver.services import Service
 
 # ruff: noqa: PLC0415
@@ -200,6 +201,11 @@ def _services(settings: Settings, database: "Database", number: int) -> "list[Se
         if number == 1:
             commitments.recover()
         services.append(StorageCommitment(settings, Store(settings.node.storage), commitments))
+    if any(isinstance(one, DicomDestination) and one.commitment for one in settings.destination):
+        from dicomai.database.commitments_asked import AskedCommitments
+        from dicomai.receiver.commitment_reports import CommitmentReports
+
+        services.append(CommitmentReports(AskedCommitments(database)))
     return services
 
 
@@ -274,6 +280,7 @@ def _worker(settings: Settings, cue: _Cue) -> None:
         settings.worker,
         timezone=settings.node.timezone,
         load_engine=load_engine,
+        destinations={one.name: one.profile for one in settings.destination},
     )
     cue.ready()
     worker.run(cue.stop)
@@ -283,6 +290,7 @@ def _delivery(settings: Settings, cue: _Cue) -> None:
     from dicomai import delivery
     from dicomai.database import Database
     from dicomai.destinations import open_destination
+    from dicomai.withdrawer import Withdrawer
 
     cue.wait()
     store = Store(settings.node.storage)
@@ -298,8 +306,22 @@ def _delivery(settings: Settings, cue: _Cue) -> None:
         )
         for one in settings.destination
     ]
+    withdrawer = Withdrawer(store, database, timezone=settings.node.timezone)
     cue.ready()
-    delivery.run(lanes, cue.stop)
+    delivery.run([*lanes, withdrawer, _prober(settings, database)], cue.stop)
+
+
+def _prober(settings: Settings, database: "Database") -> "Prober":
+    """Make what asks the DICOM destinations what they accept."""
+    from dicomai.destinations.dimse.probe import probe
+    from dicomai.prober import Prober
+
+    def asked(one: DicomDestination) -> Callable[[], frozenset[tuple[str, str]]]:
+        patience = min(settings.delivery.timeout, GRACE_SECONDS / 2)  # at the end of the role it is waited for
+        return lambda: probe(one, calling_ae=settings.node.ae_title, timeout=patience, tls=settings.tls)
+
+    dicom = [one for one in settings.destination if isinstance(one, DicomDestination)]
+    return Prober(database, {one.name: (one.profile, asked(one)) for one in dicom})
 
 
 def _console(settings: Settings, cue: _Cue) -> None:

@@ -7,15 +7,26 @@ from collections.abc import Callable, Mapping
 import pydicom
 import structlog
 
-from dicomai import leases
-from dicomai.analysis import Analysis, Built, Engine, Request, analyse
+from dicomai import leases, profiles
+from dicomai.analysis import Built, Engine, Request, analyse, explain
 from dicomai.bundle import Bundle
 from dicomai.config import WorkerSettings
 from dicomai.database import Database, owner_name
-from dicomai.database.worklist import Claim, FrozenObject, JobInput, Worklist
-from dicomai.errors import BundleError, DicomaiError, StaleAttemptError, UnreadableError
+from dicomai.database.probes import Probes
+from dicomai.database.results import FrozenObject
+from dicomai.database.worklist import Claim, JobInput, Worklist
+from dicomai.errors import (
+    BundleError,
+    DicomaiError,
+    IdentityError,
+    InferenceError,
+    InputError,
+    StaleAttemptError,
+    UnreadableError,
+)
 from dicomai.outputs.provenance import Predecessor
 from dicomai.planner import read_instance
+from dicomai.profiles import Profile
 from dicomai.routing import OutsideValidated
 from dicomai.stacks import split
 from dicomai.store import Store, result_key
@@ -39,6 +50,7 @@ class Worker:
         *,
         timezone: str | None,
         load_engine: Callable[[Bundle], Engine],
+        destinations: Mapping[str, Profile] | None = None,
     ) -> None:
         """Make a worker.
 
@@ -49,6 +61,7 @@ class Worker:
             settings: lease, attempts, threads.
             timezone: the hospital's, an IANA name; None for the host's.
             load_engine: makes a bundle ready to run; what it gives is kept warm.
+            destinations: the profile of each; one that is not named shows segmentations and reports.
         """
         self._store = store
         self._worklist = Worklist(database)
@@ -57,6 +70,8 @@ class Worker:
         self._settings = settings
         self._timezone = timezone
         self._load_engine = load_engine
+        self._profiles = destinations or {}
+        self._probes = Probes(database)
         self._engines: dict[str, Engine] = {}
         self._owner = owner_name("worker", os.getpid())
 
@@ -83,26 +98,30 @@ class Worker:
             log.warning("held for a person", study=claim.trace, workitem=claim.item, why=why)
             self._worklist.hold(claim, why)
             return
+        request = None
         try:
-            analysis = self._analyse(claim, progress)
+            request = self._request(claim)
+            analysis = analyse(request, self._engine(request.bundle), progress)
             objects = [self._freeze(claim, built) for built in analysis.objects]
         except DicomaiError as error:
-            if error.retryable:
+            if not error.retryable:
+                self._fail(claim, request, str(error), error)
+            elif claim.attempt < self._settings.attempts:
                 log.warning(
                     "analysis failed; it is tried again", study=claim.trace, workitem=claim.item, error=str(error)
                 )
                 self._worklist.postpone(claim, _RETRY_SECONDS * claim.attempt, str(error))
             else:
-                log.warning("not analysed", study=claim.trace, workitem=claim.item, error=str(error))
-                self._worklist.fail(claim, str(error))
+                self._fail(claim, request, f"Given up after {claim.attempt} attempts: {error}", error)
             return
         except Exception as error:
             log.exception("a bundle failed unexpectedly", study=claim.trace, workitem=claim.item)
             name = type(error).__name__
-            self._worklist.fail(claim, f"{claim.route['model']} failed with {name}; the log of the worker says where.")
+            reason = f"{claim.route['model']} failed with {name}; the log of the worker says where."
+            self._fail(claim, request, reason, error)
             return
-        destinations = [str(name) for name in claim.route["destinations"]]
-        self._worklist.finish_inference(claim, objects, destinations)
+        destinations, wanted = self._receivers(claim)
+        self._worklist.finish_inference(claim, objects, destinations, wanted)
         log.info(
             "analysis complete",
             study=claim.trace,
@@ -112,7 +131,29 @@ class Worker:
             destinations=destinations,
         )
 
-    def _analyse(self, claim: Claim, progress: Callable[[float], None]) -> Analysis:
+    def _fail(self, claim: Claim, request: Request | None, reason: str, error: Exception) -> None:
+        """End an item without a result; where the route asks for a report of that, it is sent as a result is."""
+        log.warning("not analysed", study=claim.trace, workitem=claim.item, error=reason)
+        report: list[FrozenObject] = []
+        if request is not None and not isinstance(error, IdentityError):  # in whose study would it lie?
+            try:
+                built = explain(request, _for_readers(error))
+                report = [self._freeze(claim, built)] if built else []
+            except DicomaiError as trouble:
+                log.warning(
+                    "no report says that there is no result",
+                    study=claim.trace,
+                    workitem=claim.item,
+                    error=str(trouble),
+                )
+        self._worklist.fail(claim, reason, report, *self._receivers(claim))
+
+    def _receivers(self, claim: Claim) -> tuple[list[str], dict[str, tuple[str, ...]]]:
+        """Give the destinations of a result, and the outputs that go to each."""
+        names = [str(name) for name in claim.route["destinations"]]
+        return names, {name: profiles.wanted(self._profile(name), _outputs(claim)) for name in names}
+
+    def _request(self, claim: Claim) -> Request:
         route = claim.route
         bundle = self._bundles.get(str(route["model"]))
         if bundle is None:
@@ -121,12 +162,12 @@ class Worker:
         stacks = {one.role: self._stack(one) for one in inputs}
         newest = read_instance(self._store, self._worklist.newest_image(claim)).header
         predecessors = self._worklist.predecessors(claim)
-        request = Request(
+        return Request(
             bundle=bundle,
             inputs=stacks,
             newest=newest,
             outside_validated=OutsideValidated(str(route["outside_validated"])),
-            outputs=tuple(str(output) for output in route["outputs"]),
+            outputs=self._built(claim),
             work_digest=claim.digest,
             generation=claim.generation,
             installation=self._installation,
@@ -144,8 +185,20 @@ class Worker:
             ),
             timezone=self._timezone,
             threads=self._settings.threads,
+            label_map=self._label_map(claim),
         )
-        return analyse(request, self._engine(bundle), progress)
+
+    def _profile(self, destination: object) -> Profile:
+        return self._profiles.get(str(destination), Profile.OHIF)
+
+    def _built(self, claim: Claim) -> tuple[str, ...]:
+        """Give the outputs that the route names, and those that a destination is sent in their place."""
+        some = [profiles.wanted(self._profile(name), _outputs(claim)) for name in claim.route["destinations"]]
+        return tuple(dict.fromkeys([*_outputs(claim), *(output for outputs in some for output in outputs)]))
+
+    def _label_map(self, claim: Claim) -> str | None:
+        probes = self._probes.last()
+        return profiles.label_map((self._profile(name), probes.get(str(name))) for name in claim.route["destinations"])
 
     def _stack(self, planned: JobInput) -> Stack:
         """Read the planned images; they are split again, since a multi-frame image can belong to several stacks."""
@@ -182,3 +235,17 @@ class Worker:
             built.series_number,
             key,
         )
+
+
+def _outputs(claim: Claim) -> tuple[str, ...]:
+    return tuple(str(output) for output in claim.route["outputs"])
+
+
+def _for_readers(error: Exception) -> str:
+    """Say in a sentence why there is no result, for who reads the images.
+
+    What a bundle's own code says, or a disk, is for the administrator, and may tell what no report must.
+    """
+    if isinstance(error, InputError) or (isinstance(error, InferenceError) and not error.retryable):
+        return str(error)
+    return "The analysis failed; the worklist of the node says why."

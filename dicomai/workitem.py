@@ -27,6 +27,7 @@ class Kind(StrEnum):
 
     INFERENCE = "inference"  # load, infer, build: ends with frozen result objects
     DELIVERY = "delivery"  # send one result to one destination
+    WITHDRAWAL = "withdrawal"  # note that a result no longer holds: ends with a rejection note, which is delivered
 
 
 class Priority(StrEnum):

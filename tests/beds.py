@@ -127,7 +127,7 @@ class Threshold:
         labels = (volume.array > 500).astype(np.uint8)
         (segments,) = self.bundle.layers
         (wanted,) = self.bundle.measurements
-        value = float(labels.sum() * abs(np.linalg.det(volume.affine[:3, :3])) * wanted.per_mm3)
+        value = float(labels.sum() * abs(np.linalg.det(volume.affine[:3, :3])) * wanted.scale)
         progress(1.0)
         return Findings(
             (Layer(labels, segments),),

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.text import Text
@@ -18,11 +19,13 @@ from rich.text import Text
 from dicomai import config, passcodes, tls, weights
 from dicomai.commands.output import console, print_json
 from dicomai.commands.worklist import missing_file
-from dicomai.config import DicomDestination, Settings
+from dicomai.config import Destination, DicomDestination, DicomwebDestination, FolderDestination, Settings
 from dicomai.database import Database
-from dicomai.destinations import echo
+from dicomai.destinations import ask, echo
+from dicomai.destinations.dimse.probe import probe
 from dicomai.errors import ConfigurationError, DicomaiError, RejectedError, UnreachableError
 from dicomai.node import bundles_of, locked
+from dicomai.profiles import Probe, denied
 from dicomai.store import Store
 
 _RENEWAL_DAYS = 30
@@ -164,24 +167,45 @@ def _models(settings: Settings) -> list[Finding]:
 def _destinations(settings: Settings) -> list[Finding]:
     findings = []
     for entry in settings.destination:
-        if isinstance(entry, DicomDestination):
-
-            def attempt(entry: DicomDestination = entry) -> str:
-                seconds = echo(
-                    entry, calling_ae=settings.node.ae_title, timeout=settings.delivery.timeout, tls=settings.tls
-                )
-                return f"{entry.ae_title} answered in {1000 * seconds:.0f} ms"
-
-            findings.append(_tried(f"destination {entry.name}", attempt))
+        about = f"destination {entry.name}"
+        if isinstance(entry, FolderDestination):
+            findings.append(_folder(entry))
             continue
-        folder = entry.path.absolute()
-        there = next(path for path in (folder, *folder.parents) if path.exists())
-        if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
-            findings.append(Finding("good", f"destination {entry.name}", str(entry.path)))
-        else:
-            sentence = f"{there} cannot be written to: mount it, or let this user write there."
-            findings.append(Finding("bad", f"destination {entry.name}", sentence))
+
+        def attempt(entry: Destination = entry) -> str:
+            timeout = settings.delivery.timeout
+            seconds = ask(entry, calling_ae=settings.node.ae_title, timeout=timeout, tls=settings.tls)
+            who = entry.ae_title if isinstance(entry, DicomDestination) else "it"
+            return f"{who} answered in {1000 * seconds:.0f} ms"
+
+        findings.append(_tried(about, attempt))
+        if isinstance(entry, DicomDestination) and findings[-1].verdict == "good":
+            findings += _profile(entry, settings)
+        if isinstance(entry, DicomwebDestination) and entry.is_open_secret:
+            sentence = "its token or password travels where anyone on the network can read it: call it by https."
+            findings.append(Finding("warning", about, sentence))
     return findings
+
+
+def _profile(entry: DicomDestination, settings: Settings) -> list[Finding]:
+    """Hold what a destination accepts against its profile."""
+    about = f"destination {entry.name}"
+    try:
+        accepted = probe(entry, calling_ae=settings.node.ae_title, timeout=settings.delivery.timeout, tls=settings.tls)
+    except DicomaiError as error:
+        return [Finding("bad", about, str(error))]
+    now = datetime.now(UTC)
+    remark = denied(entry.profile, Probe(now, "", now, accepted))
+    return [Finding("warning", about, remark)] if remark else []
+
+
+def _folder(entry: FolderDestination) -> Finding:
+    folder = entry.path.absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+        return Finding("good", f"destination {entry.name}", str(entry.path))
+    sentence = f"{there} cannot be written to: mount it, or let this user write there."
+    return Finding("bad", f"destination {entry.name}", sentence)
 
 
 def _receiver(settings: Settings) -> list[Finding]:
@@ -189,6 +213,11 @@ def _receiver(settings: Settings) -> list[Finding]:
     if not settings.receiver.allow:
         sentence = "anyone may send: list the AE titles that may in receiver.allow."
         findings.append(Finding("warning", "receiver", sentence))
+    let_in = {entry.partition("@")[0].strip() for entry in settings.receiver.allow}
+    for entry in settings.destination:
+        if isinstance(entry, DicomDestination) and entry.commitment and let_in and entry.ae_title not in let_in:
+            sentence = f"{entry.ae_title} cannot report what it commits to this port: add it to receiver.allow."
+            findings.append(Finding("warning", f"destination {entry.name}", sentence))
     if settings.receiver.commitment and not settings.source:
         sentence = "whoever asks for storage commitment and does not wait is never told: add a [[source]] for it."
         findings.append(Finding("warning", "commitment", sentence))

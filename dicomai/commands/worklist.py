@@ -117,7 +117,7 @@ def _moment(text: str | None) -> str:
 def change(settings: Settings, verb: str, number: int) -> int:
     """Retry, cancel or release an item on the word of the person who calls."""
     worklist = overview(settings)
-    who = f"person/{_user()}"
+    who = person()
     match verb:
         case "retry":
             console().print(f"Workitem {worklist.retry(number, who)} replaces {number}.")
@@ -135,9 +135,10 @@ def change(settings: Settings, verb: str, number: int) -> int:
     return 0
 
 
-def _user() -> str:
+def person() -> str:
     """Name who calls, for the audit; by number where the user has no name, as in some containers."""
     try:
-        return pwd.getpwuid(os.getuid()).pw_name
+        name = pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
-        return str(os.getuid())
+        name = str(os.getuid())
+    return f"person/{name}"

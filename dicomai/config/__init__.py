@@ -23,10 +23,12 @@ from dicomai.config.sections import (
     DeliverySettings,
     Destination,
     DicomDestination,
+    DicomwebDestination,
     FolderDestination,
     NodeSettings,
     ReceiverSettings,
     RouteSettings,
+    SftpDestination,
     SourceSettings,
     TlsSettings,
     UserSettings,
@@ -41,11 +43,13 @@ __all__ = [
     "DeliverySettings",
     "Destination",
     "DicomDestination",
+    "DicomwebDestination",
     "FolderDestination",
     "NodeSettings",
     "ReceiverSettings",
     "RouteSettings",
     "Settings",
+    "SftpDestination",
     "SourceSettings",
     "TlsSettings",
     "UserSettings",
@@ -121,7 +125,7 @@ class Settings(BaseSettings):
             )
         for what, entries in (("source", self.source), ("destination", self.destination)):
             for entry in entries:
-                if not isinstance(entry, FolderDestination) and entry.tls and tls.authorities is None:
+                if not isinstance(entry, FolderDestination | SftpDestination) and entry.tls and tls.authorities is None:
                     raise ValueError(f"{what} '{entry.name}' with tls needs tls.authorities, by which it is known")
         return self
 
@@ -164,7 +168,7 @@ class Settings(BaseSettings):
         names = ", ".join(s.name for s in self.source) or "none"
         raise ConfigurationError(f"No [[source]] is named '{name}'; the configuration has: {names}.")
 
-    def destination_named(self, name: str) -> DicomDestination | FolderDestination:
+    def destination_named(self, name: str) -> Destination:
         """Find a destination.
 
         Raises:
@@ -239,5 +243,5 @@ def _explain(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         text = "there is no such key"
     if error["type"] == "union_tag_not_found":
-        text = "a destination needs its type: 'dicom' or 'folder'"
+        text = "a destination needs its type: 'dicom', 'dicomweb', 'folder' or 'sftp'"
     return f"{place}: {text}" if place else text

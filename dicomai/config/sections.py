@@ -3,8 +3,9 @@
 import ipaddress
 import os
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, ClassVar, Literal, Self
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 from pydantic import (
@@ -21,6 +22,7 @@ from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.valuerep import VR
 
 from dicomai import passcodes
+from dicomai.profiles import Profile
 from dicomai.routing import DEFAULT_EXCLUDE, Level, OutsideValidated
 
 
@@ -53,6 +55,10 @@ Names = Annotated[tuple[Name, ...], AfterValidator(_each_once)]
 
 # What no pattern can be held against: nested data sets and bulk data.
 _NOT_TEXT = frozenset({VR.SQ, VR.OB, VR.OD, VR.OF, VR.OL, VR.OV, VR.OW, VR.UN, VR.OB_OW})
+
+
+_LABEL = r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}"
+_HOST = rf"{_LABEL}(\.{_LABEL})*\.?|\[[0-9A-Fa-f:.]+\]"
 
 
 class _Section(BaseModel):
@@ -218,12 +224,16 @@ class DicomDestination(_Section):
 
     type: Literal["dicom"]
     name: Name
+    profile: Profile = Profile.OHIF
     ae_title: AETitle
     host: str
     port: Port
     tls: bool = False
     verify: Literal["none", "find"] = "none"
     verify_timeout: Seconds = 300.0
+    commitment: bool = False
+    commitment_timeout: Seconds = 3600.0
+    wait_for_source: bool = False
     max_age: Seconds | None = None
 
 
@@ -232,11 +242,92 @@ class FolderDestination(_Section):
 
     type: Literal["folder"]
     name: Name
+    profile: Profile = Profile.OHIF
     path: Path
     max_age: Seconds | None = None
 
 
-Destination = Annotated[DicomDestination | FolderDestination, Field(discriminator="type")]
+class DicomwebDestination(_Section):
+    """`[[destination]]` of type `dicomweb`: STOW-RS to an origin server."""
+
+    type: Literal["dicomweb"]
+    name: Name
+    profile: Profile = Profile.OHIF
+    url: str
+    token: SecretStr = SecretStr("")
+    user: str = ""
+    password: SecretStr = SecretStr("")
+    verify: Literal["none", "qido"] = "none"
+    verify_timeout: Seconds = 300.0
+    max_age: Seconds | None = None
+
+    @field_validator("url")
+    @classmethod
+    def _base_url(cls, value: str) -> str:
+        if not re.fullmatch(rf"https?://({_HOST})(:[0-9]{{1,5}})?(/[A-Za-z0-9._~%:@/-]*)?", value):
+            raise ValueError("this is no base URL of DICOMweb services such as 'https://pacs.example/dicom-web'")
+        if urlsplit(value).port == 0:  # which raises a ValueError of its own over 65535
+            raise ValueError("there is no port 0")
+        return value.rstrip("/")
+
+    @field_validator("token")
+    @classmethod
+    def _one_word(cls, value: SecretStr) -> SecretStr:
+        if not re.fullmatch("[!-~]*", value.get_secret_value()):
+            raise ValueError("a token has printable characters and no space")
+        return value
+
+    @field_validator("user")
+    @classmethod
+    def _no_colon(cls, value: str) -> str:
+        if ":" in value:
+            raise ValueError("a user name has no colon (RFC 7617)")
+        return value
+
+    @model_validator(mode="after")
+    def _one_way_in(self) -> Self:
+        if bool(self.user) != bool(self.password.get_secret_value()):
+            raise ValueError("user and password go together: set both, or neither")
+        if self.user and self.token.get_secret_value():
+            raise ValueError("set token, or user and password, not both")
+        return self
+
+    @property
+    def tls(self) -> bool:
+        """Whether it is called with TLS."""
+        return self.url.startswith("https:")
+
+    @property
+    def is_open_secret(self) -> bool:
+        """Whether a token or password would travel in clear."""
+        return not self.tls and bool(self.token.get_secret_value() or self.user)
+
+
+class SftpDestination(_Section):
+    """`[[destination]]` of type `sftp`: DICOM files in a folder of an SSH server."""
+
+    type: Literal["sftp"]
+    name: Name
+    profile: Profile = Profile.OHIF
+    host: str
+    port: Port
+    user: Name
+    password: SecretStr = SecretStr("")
+    key: Path | None = None
+    known_hosts: Path
+    path: PurePosixPath
+    max_age: Seconds | None = None
+
+    @model_validator(mode="after")
+    def _one_way_in(self) -> Self:
+        if bool(self.password.get_secret_value()) == (self.key is not None):
+            raise ValueError("set key or password, one of both")
+        return self
+
+
+Destination = Annotated[
+    DicomDestination | DicomwebDestination | FolderDestination | SftpDestination, Field(discriminator="type")
+]
 
 
 class SourceSettings(_Section):
@@ -255,7 +346,9 @@ class SourceSettings(_Section):
 class RouteSettings(_Section):
     """`[[route]]`: what to run on which images, and where the results go."""
 
-    OUTPUTS: ClassVar[frozenset[str]] = frozenset({"keyimage", "seg", "sr"})
+    OUTPUTS: ClassVar[frozenset[str]] = frozenset(
+        {"gsps", "keyimage", "kos", "mesh", "pdf", "report", "rtstruct", "saliency", "seg", "sr"}
+    )
 
     name: Name
     model: ModelName

@@ -91,10 +91,10 @@ def series_behind(session: Session, item: Workitem) -> Iterable[Series]:
 
 
 def origin_of(session: Session, item: Workitem) -> Workitem:
-    """Give the inference that gave the result of a delivery; an inference itself."""
+    """Give the inference, or the withdrawal, that gave the result of a delivery; one of those itself."""
     if Kind(item.kind) is not Kind.DELIVERY:
         return item
-    origin = sa.select(Workitem).where(Workitem.kind == Kind.INFERENCE.value, Workitem.result_id == item.result_id)
+    origin = sa.select(Workitem).where(Workitem.kind != Kind.DELIVERY.value, Workitem.result_id == item.result_id)
     return session.scalars(origin.order_by(Workitem.id)).first() or item
 
 

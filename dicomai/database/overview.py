@@ -12,6 +12,7 @@ from dicomai.database import announcements, audit, holds
 from dicomai.database.engine import Database
 from dicomai.database.index import SeriesState
 from dicomai.database.rejections import rejected_input
+from dicomai.database.results import schedule_delivery, wants
 from dicomai.database.tables import (
     Acceptance,
     Audit,
@@ -23,7 +24,7 @@ from dicomai.database.tables import (
     WorkitemInput,
 )
 from dicomai.database.transitions import cancel
-from dicomai.database.worklist import schedule_delivery
+from dicomai.database.withdrawals import withdrawals_of
 from dicomai.errors import WorklistError
 from dicomai.workitem import FINAL, Kind, State
 
@@ -115,6 +116,7 @@ class Overview:
                         "comment": a.comment if a else "",
                     }
                     for o, a in objects
+                    if wants(item, o.output)
                 ],
                 "history": [
                     {"at": h.at.isoformat(), "actor": h.actor, "event": h.event, "detail": h.detail} for h in history
@@ -212,6 +214,8 @@ def _get(session: Session, number: int) -> Workitem:
 def _refuse_retry(session: Session, item: Workitem) -> None:
     if State(item.state) not in FINAL:
         raise WorklistError(f"Workitem {item.id} is {item.state}; only one that has ended can be tried again.")
+    if Kind(item.kind) is Kind.WITHDRAWAL:
+        raise WorklistError(f"Workitem {item.id} is a withdrawal: retry its delivery, or the analysis of the images.")
     if item.replaced_by is not None:
         raise WorklistError(f"Workitem {item.id} was replaced by {item.replaced_by}; retry that one.")
     later = session.scalar(sa.select(sa.func.max(Workitem.id)).where(Workitem.supersedes == item.id))
@@ -225,6 +229,12 @@ def _refuse_retry(session: Session, item: Workitem) -> None:
         )
         if newer is not None:
             raise WorklistError(f"The result of workitem {item.id} is outdated by workitem {newer}.")
+        gone = withdrawals_of(session, origin) if Kind(origin.kind) is Kind.INFERENCE else []
+        if gone:
+            raise WorklistError(
+                f"The result of workitem {item.id} was withdrawn by workitem {gone[-1].id}; retry workitem {origin.id},"
+                " so that a new one is made."
+            )
     rejected = rejected_input(session, item)
     if rejected:
         raise WorklistError(f"Workitem {item.id} cannot be tried again: {rejected}")

@@ -1,6 +1,6 @@
 """The worklist as workers see it: claim under a lease, heartbeat, finish; every step names its attempt."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -12,13 +12,11 @@ from dicomai.database import audit, holds
 from dicomai.database.engine import Database
 from dicomai.database.planning import Image, images_of
 from dicomai.database.rejections import rejected_input
+from dicomai.database.results import FrozenObject, keep, objects_of, schedule_delivery, wants
 from dicomai.database.tables import Acceptance, Instance, Result, ResultObject, Series, Version, Workitem
 from dicomai.database.transitions import cancel, move
 from dicomai.errors import StaleAttemptError, WorklistError
 from dicomai.workitem import Kind, State
-
-_SEGMENTATIONS = frozenset({"1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"})
-_DOCUMENTS = "1.2.840.10008.5.1.4.1.1.88."
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,19 +48,6 @@ class JobInput:
     role: str
     stack: str
     images: tuple[Image, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class FrozenObject:
-    """One result object whose bytes are in the store."""
-
-    output: str
-    sop_class_uid: str
-    sop_instance_uid: str
-    series_instance_uid: str
-    series_number: int
-    key: str
-    id: int = 0
 
 
 class Worklist:
@@ -137,17 +122,7 @@ class Worklist:
             claim: an inference item, or a delivery of what one gave.
         """
         with self._db.read() as session:
-            item = session.get_one(Workitem, claim.item)
-            if Kind(item.kind) is Kind.DELIVERY:
-                item = session.scalars(
-                    sa.select(Workitem).where(
-                        Workitem.kind == Kind.INFERENCE.value, Workitem.result_id == item.result_id
-                    )
-                ).one()
-            images = [
-                image for i in item.inputs for image in images_of(session, i.series_id, frozenset(i.sop_instance_uids))
-            ]
-        return max(images, key=lambda image: (image.received_at, image.sop_instance_uid))
+            return newest_image(session, session.get_one(Workitem, claim.item))
 
     def doubt(self, study_id: int) -> str:
         """Say in a sentence why it is in doubt whose images a study holds; empty where it is not."""
@@ -160,16 +135,22 @@ class Worklist:
             return holds.why(session, session.get_one(Workitem, claim.item))
 
     def predecessors(self, claim: Claim) -> list[FrozenObject]:
-        """Give the objects of the last result that this one supersedes and that may have been sent."""
+        """Give the objects of the last result that this one supersedes and that may have been sent.
+
+        Where a report said since then that there is no newer one, it is superseded too, and comes first.
+        """
         with self._db.read() as session:
+            found: list[FrozenObject] = []
             number = session.get_one(Workitem, claim.item).supersedes
             while number is not None:
                 old = session.get_one(Workitem, number)
                 result = session.get(Result, old.result_id) if old.result_id is not None else None
                 if result is not None and result.first_sent_at is not None:
-                    return objects_of(session, result.id)
+                    found += objects_of(session, result.id)
+                    if State(old.state) is State.COMPLETED:
+                        break
                 number = old.supersedes
-            return []
+            return found
 
     def series_numbers(self, study_id: int) -> list[int]:
         """List the Series Numbers of this node's results in a study."""
@@ -189,8 +170,21 @@ class Worklist:
             )
             return list(session.scalars(query))
 
-    def finish_inference(self, claim: Claim, objects: Sequence[FrozenObject], destinations: Sequence[str]) -> None:
+    def finish_inference(
+        self,
+        claim: Claim,
+        objects: Sequence[FrozenObject],
+        destinations: Sequence[str],
+        wanted: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
         """Complete an inference item and schedule its deliveries, in one transaction.
+
+        Args:
+            claim: the inference.
+            objects: what it gave.
+            destinations: where it is sent.
+            wanted: the outputs that go to a destination; all of them to one that it does not name. A delivery for which
+                there is nothing ends at once, with a sentence.
 
         Raises:
             StaleAttemptError: the item is no longer this attempt's; nothing was written.
@@ -198,27 +192,10 @@ class Worklist:
         with self._db.write() as session:
             item = fenced(session, claim)
             now = self._db.now(session)
-            result = Result(
-                created_at=now,
-                objects=[
-                    ResultObject(
-                        n=n,
-                        output=o.output,
-                        sop_class_uid=o.sop_class_uid,
-                        sop_instance_uid=o.sop_instance_uid,
-                        series_instance_uid=o.series_instance_uid,
-                        series_number=o.series_number,
-                        key=o.key,
-                    )
-                    for n, o in enumerate(sorted(objects, key=_turn))
-                ],
-            )
-            session.add(result)
-            session.flush()
-            item.result_id = result.id
+            keep(session, now, item, objects)
             _complete(session, now, item, claim.owner)
             for name in destinations:
-                schedule_delivery(session, now, item, name, claim.owner)
+                schedule_delivery(session, now, item, name, claim.owner, (wanted or {}).get(name))
 
     def result(self, claim: Claim) -> list[FrozenObject]:
         """Give the objects that a delivery has still to send, in their order."""
@@ -227,7 +204,7 @@ class Worklist:
             taken = set(
                 session.scalars(sa.select(Acceptance.result_object_id).where(Acceptance.workitem_id == item.id))
             )
-            return [o for o in objects_of(session, item.result_id or 0) if o.id not in taken]
+            return [o for o in objects_of(session, item.result_id or 0) if o.id not in taken and wants(item, o.output)]
 
     def begin_sending(
         self, claim: Claim, seen: Sequence[FrozenObject], keys: dict[int, str], max_age: float | None = None
@@ -253,10 +230,17 @@ class Worklist:
         with self._db.write() as session:
             item = fenced(session, claim)
             result = session.get_one(Result, item.result_id, with_for_update=True)
-            why_not = rejected_input(session, item)
-            if max_age is not None and self._db.now(session) - result.created_at > timedelta(seconds=max_age):
+            # That its images were rejected is no reason to keep back what withdraws a result.
+            withdraws = Kind(holds.origin_of(session, item).kind) is Kind.WITHDRAWAL
+            why_not = "" if withdraws else rejected_input(session, item)
+            is_old = max_age is not None and self._db.now(session) - result.created_at > timedelta(seconds=max_age)
+            if is_old and not withdraws:
                 why_not = why_not or f"it is older than max_age, {max_age:g} s; raise that to send it, and retry."
-            accepted = sa.select(Acceptance.workitem_id).where(Acceptance.workitem_id == item.id)
+            accepted = (  # by this delivery, or by one that a person had retried: it is the same result there
+                sa.select(Acceptance.workitem_id)
+                .join(Workitem, Workitem.id == Acceptance.workitem_id)
+                .where(Workitem.result_id == item.result_id, Workitem.destination == item.destination)
+            )
             if why_not and session.scalars(accepted.limit(1)).first() is None:  # never half a result
                 raise WorklistError(f"The result of workitem {item.id} is not sent: {why_not}")
             if holds.why(session, item):
@@ -292,6 +276,7 @@ class Worklist:
                 comment=comment,
             )
             session.merge(row)
+            item.looked_at, item.unseen = None, 0.0  # what is asked for is another thing now
 
     def finish_delivery(self, claim: Claim) -> None:
         """Complete a delivery.
@@ -301,10 +286,13 @@ class Worklist:
         """
         with self._db.write() as session:
             item = fenced(session, claim)
-            warnings = session.scalars(
-                sa.select(Acceptance.comment).where(Acceptance.workitem_id == item.id, Acceptance.status != 0)
+            rows = session.execute(
+                sa.select(Acceptance.comment, Acceptance.found)
+                .where(Acceptance.workitem_id == item.id)
+                .order_by(Acceptance.result_object_id)
             ).all()
-            _complete(session, self._db.now(session), item, claim.owner, "; ".join(filter(None, warnings)))
+            warnings = filter(None, (text for row in rows for text in row))
+            _complete(session, self._db.now(session), item, claim.owner, "; ".join(warnings))
 
     def postpone(self, claim: Claim, seconds: float, reason: str) -> None:
         """Let the item wait for another attempt.
@@ -313,7 +301,9 @@ class Worklist:
             StaleAttemptError: the item is no longer this attempt's; nothing was written.
         """
         with self._db.write() as session:
-            put_off(session, self._db.now(session), fenced(session, claim), claim.owner, seconds, reason)
+            item = fenced(session, claim)
+            item.looked_at = None  # a destination that failed meanwhile could not be asked
+            put_off(session, self._db.now(session), item, claim.owner, seconds, reason)
 
     def hold(self, claim: Claim, reason: str) -> None:
         """Let the item wait for a person.
@@ -326,14 +316,34 @@ class Worklist:
             put_off(session, self._db.now(session), item, claim.owner, 0.0, reason)
             item.hold = reason
 
-    def fail(self, claim: Claim, reason: str) -> None:
+    def fail(
+        self,
+        claim: Claim,
+        reason: str,
+        report: Sequence[FrozenObject] = (),
+        destinations: Sequence[str] = (),
+        wanted: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
         """End the item without a result, for the reason given in a sentence.
+
+        Args:
+            claim: the item.
+            reason: in a sentence.
+            report: what tells those who wait for a result that there is none; its deliveries are scheduled.
+            destinations: where it is sent.
+            wanted: the outputs that go to a destination, as for `finish_inference`.
 
         Raises:
             StaleAttemptError: the item is no longer this attempt's; nothing was written.
         """
         with self._db.write() as session:
-            cancel(session, self._db.now(session), fenced(session, claim), claim.owner, reason)
+            item = fenced(session, claim)
+            now = self._db.now(session)
+            if report:
+                keep(session, now, item, report)
+            cancel(session, now, item, claim.owner, reason)
+            for name in destinations if report else ():
+                schedule_delivery(session, now, item, name, claim.owner, (wanted or {}).get(name))
 
     def owners(self) -> list[str]:
         """List who holds a lease."""
@@ -354,36 +364,6 @@ class Worklist:
             return len(items)
 
 
-def _turn(frozen: FrozenObject) -> int:
-    """Say when an object is sent: segmentations first, what refers to others (SR, KO) last, in whatever order made."""
-    if frozen.sop_class_uid.startswith(_DOCUMENTS):
-        return 2
-    return 0 if frozen.sop_class_uid in _SEGMENTATIONS else 1
-
-
-def schedule_delivery(session: Session, now: datetime, item: Workitem, destination: str, actor: str) -> Workitem:
-    """Write the delivery of an item's result to one destination."""
-    delivery = Workitem(
-        kind=Kind.DELIVERY.value,
-        state=State.SCHEDULED.value,
-        hold="",
-        study_id=item.study_id,
-        route=item.route,
-        route_name=item.route_name,
-        digest=item.digest,
-        generation=item.generation,
-        result_id=item.result_id,
-        destination=destination,
-        due_at=now,
-        created_at=now,
-        changed_at=now,
-    )
-    session.add(delivery)
-    session.flush()
-    audit.record(session, now, actor, "scheduled", workitem=delivery.id, study=item.study_id, detail=destination)
-    return delivery
-
-
 def _claimable(kind: Kind, now: datetime, destination: str | None) -> sa.Select[Workitem]:
     scheduled = sa.and_(Workitem.state == State.SCHEDULED.value, Workitem.due_at <= now)
     waiting = sa.and_(Workitem.state == State.IN_PROGRESS.value, Workitem.lease_owner.is_(None), Workitem.due_at <= now)
@@ -401,6 +381,13 @@ def put_off(session: Session, now: datetime, item: Workitem, actor: str, seconds
     move(session, now, item, State.IN_PROGRESS, actor, reason)
     item.due_at = now + timedelta(seconds=seconds)
     item.lease_owner = item.lease_expires = None
+
+
+def newest_image(session: Session, item: Workitem) -> Image:
+    """Give the image that came last of those that an item, or the result that it delivers, is about."""
+    inputs = holds.origin_of(session, item).inputs
+    images = [image for i in inputs for image in images_of(session, i.series_id, frozenset(i.sop_instance_uids))]
+    return max(images, key=lambda image: (image.received_at, image.sop_instance_uid))
 
 
 def fenced(session: Session, claim: Claim) -> Workitem:
@@ -429,12 +416,3 @@ def _complete(session: Session, now: datetime, item: Workitem, actor: str, remar
     item.progress = 100
     item.hold = ""  # a doubt that arose meanwhile holds the deliveries
     item.lease_owner = item.lease_expires = None
-
-
-def objects_of(session: Session, result_id: int) -> list[FrozenObject]:
-    """Give the objects of a result in the order in which they are sent."""
-    rows = session.scalars(sa.select(ResultObject).where(ResultObject.result_id == result_id).order_by(ResultObject.n))
-    return [
-        FrozenObject(o.output, o.sop_class_uid, o.sop_instance_uid, o.series_instance_uid, o.series_number, o.key, o.id)
-        for o in rows
-    ]

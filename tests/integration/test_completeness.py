@@ -22,6 +22,7 @@ from dicomai.database import Database
 from dicomai.database.announcements import Announcements, Said
 from dicomai.database.completeness import PATIENCE
 from dicomai.database.index import SeriesState
+from dicomai.database.results import FrozenObject
 from dicomai.database.tables import Announcement, Audit, ProcedureStep, Series, WorkitemInput
 from dicomai.errors import UnreachableError, WorklistError
 from dicomai.receiver import Receiver
@@ -269,7 +270,8 @@ class TestProcedureSteps:
             step(assoc, made(images))
         assert any_bed.series(images[0].SeriesInstanceUID).state == SeriesState.RECEIVING
         assert "lacks 1 of 4" in any_bed.items()[0].hold
-        any_bed.worklist.finish_inference(claim, [], ["pacs"])
+        made_of_half = FrozenObject("seg", "1.2", "1.2.3", "1.2.4", 9000, "results/x")
+        any_bed.worklist.finish_inference(claim, [made_of_half], ["pacs"])
         sending = any_bed.worklist.claim(Kind.DELIVERY, "two", 60, 3)
         assert sending is not None
         assert "lacks 1 of 4" in any_bed.worklist.why_wait(sending)  # nothing of half a series is sent

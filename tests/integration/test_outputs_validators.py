@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from pydicom.dataset import FileDataset
 from pydicom.sr.coding import Code
+from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
 from dicomai.outputs import Predecessor, Sources, build, encode
 from dicomai.outputs.common import geometry
@@ -167,9 +168,10 @@ def dcmqi_masks(path: Path, sources: Sources, folder: Path) -> dict[int, NDArray
     corners = np.asarray(place.positions)
     header = sources.header
     masks = {}
-    for number, image in enumerate(sorted(folder.glob("*.nrrd"), key=lambda one: int(one.stem)), 1):
-        masks[number] = np.zeros((len(corners), header.Rows, header.Columns), dtype=bool)
+    for image in folder.glob("*.nrrd"):  # one for each segment, or one with all of them
         voxels, affine = nrrd(image)
+        for number in np.unique(voxels[voxels > 0]):
+            masks[int(number)] = np.zeros((len(corners), header.Rows, header.Columns), dtype=bool)
         for index in np.argwhere(voxels):
             point = (affine @ [*index, 1])[:3]
             z = int(np.argmin(np.abs(corners @ normal - point @ normal)))
@@ -178,7 +180,7 @@ def dcmqi_masks(path: Path, sources: Sources, folder: Path) -> dict[int, NDArray
             assert abs(x - round(x)) < 1e-3
             assert abs(y - round(y)) < 1e-3
             assert abs(away @ normal) < 0.02 * (place.spacing or 1)
-            masks[number][z, round(y), round(x)] = True
+            masks[int(voxels[tuple(index)])][z, round(y), round(x)] = True
     return masks
 
 
@@ -226,6 +228,23 @@ def test_several_segments_and_a_report_that_replaces_another(tmp_path: Path) -> 
     run("tid1500reader", "--inputDICOM", paths["sr"], "--outputMetadata", reported)
     groups = json.loads(reported.read_text(encoding="utf-8"))["Measurements"]
     assert [group["TrackingIdentifier"].split(": ")[1] for group in groups] == ["Left", "Right", "Tumour"]
+
+
+@pytest.mark.parametrize(("case", "syntax"), [("multi-frame", RLELossless), ("odd UIDs", ExplicitVRLittleEndian)])
+def test_other_readers_find_no_fault_in_a_label_map(case: str, syntax: str, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    synthetic.write(CASES[case](), images)
+    sources = results.sources(read(images))
+    labels = results.ball((len(sources.frames), 12, 14))
+    labels[:, :, 7:] *= 2
+    segments = [results.segment(1, "Left"), results.segment(2, "Right", color=(10, 20, 30))]
+    found = results.findings(labels, segments=segments)
+    ds = build("seg", found, sources, results.provenance(label_map=syntax))
+    assert ds is not None
+    path = tmp_path / "seg.dcm"
+    path.write_bytes(encode(ds))
+    assert faults(path, images) == set()
+    np.testing.assert_array_equal(dcmqi_label_map(path, sources, tmp_path / "dcmqi"), labels)
 
 
 @pytest.mark.parametrize("multi_frame", [False, True])

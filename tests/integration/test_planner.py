@@ -12,15 +12,15 @@ from structlog.testing import capture_logs
 from dicomai import planner as planner_module
 from dicomai.association import AssociationEnd
 from dicomai.database.index import Recorded, SeriesState
+from dicomai.database.results import FrozenObject
 from dicomai.database.tables import Instance, Result, ResultObject, Series, WorkitemInput
 from dicomai.database.tables import Workitem as Row
-from dicomai.database.worklist import FrozenObject
 from dicomai.errors import StoreError, WorklistError
 from dicomai.routing import Level
 from dicomai.stacks import split
 from dicomai.workitem import Kind, State
+from tests.arrivals import changed, repixeled
 from tests.beds import LOST, QUIET, Bed, announced, parts, route
-from tests.integration.test_intake import changed, repixeled
 from tests.synthetic import encode, enhanced, series
 
 STUDY = "1.2.826.0.1"

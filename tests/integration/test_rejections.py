@@ -11,8 +11,9 @@ from pydicom.uid import generate_uid
 
 from dicomai.database import rejections
 from dicomai.database.planning import Planning
+from dicomai.database.results import FrozenObject
 from dicomai.database.tables import UNEXAMINED, Audit, Instance, Rejection, WorkitemInput
-from dicomai.database.worklist import Claim, FrozenObject
+from dicomai.database.worklist import Claim
 from dicomai.errors import StaleAttemptError, WorklistError
 from dicomai.notes import Notes
 from dicomai.rejection import TITLES

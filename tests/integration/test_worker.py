@@ -17,8 +17,8 @@ from dicomai.errors import InferenceError, StoreError
 from dicomai.findings import Findings
 from dicomai.volume import Volume
 from dicomai.workitem import State
+from tests.arrivals import changed
 from tests.beds import Bed, Threshold, route
-from tests.integration.test_intake import changed
 from tests.synthetic import plain, series
 
 

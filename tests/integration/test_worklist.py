@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from pydicom.uid import generate_uid
 
+from dicomai.database.results import FrozenObject
 from dicomai.database.tables import Acceptance, Audit, Result, ResultObject, Table
 from dicomai.database.tables import Workitem as Row
-from dicomai.database.worklist import Claim, FrozenObject
+from dicomai.database.worklist import Claim
 from dicomai.errors import StaleAttemptError, WorklistError
 from dicomai.leases import kept
 from dicomai.workitem import FINAL, Kind, State, is_legal

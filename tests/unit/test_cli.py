@@ -204,8 +204,8 @@ class TestDestination:
 
     def test_a_folder_cannot_be_asked(self, tmp_path: Path) -> None:
         settings = Settings.model_validate({"destination": [{"type": "folder", "name": "f", "path": str(tmp_path)}]})
-        with pytest.raises(ConfigurationError, match="only one of type dicom"):
-            wire.destination(settings, "f")
+        with pytest.raises(ConfigurationError, match="is a folder, which answers nobody"):
+            wire.echo(settings, "f", as_json=False)
 
 
 class TestFolder:

@@ -1,0 +1,117 @@
+"""Results: what an inference gave, as rows that name objects in the store, in the order in which they are sent."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from dicomai.database import audit
+from dicomai.database.tables import Result, ResultObject, Workitem
+from dicomai.database.transitions import cancel
+from dicomai.workitem import Kind, State
+
+_SEGMENTATIONS = frozenset({"1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"})
+_WANTED = "wanted"  # in the route of a delivery: the outputs that go to its destination
+_DOCUMENTS = "1.2.840.10008.5.1.4.1.1.88."
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenObject:
+    """One result object whose bytes are in the store."""
+
+    output: str
+    sop_class_uid: str
+    sop_instance_uid: str
+    series_instance_uid: str
+    series_number: int
+    key: str
+    id: int = 0
+
+
+def keep(session: Session, now: datetime, item: Workitem, objects: Sequence[FrozenObject]) -> None:
+    """Write down what an item gave."""
+    result = Result(
+        created_at=now,
+        objects=[
+            ResultObject(
+                n=n,
+                output=o.output,
+                sop_class_uid=o.sop_class_uid,
+                sop_instance_uid=o.sop_instance_uid,
+                series_instance_uid=o.series_instance_uid,
+                series_number=o.series_number,
+                key=o.key,
+            )
+            for n, o in enumerate(sorted(objects, key=_turn))
+        ],
+    )
+    session.add(result)
+    session.flush()
+    item.result_id = result.id
+
+
+def schedule_delivery(
+    session: Session,
+    now: datetime,
+    item: Workitem,
+    destination: str,
+    actor: str,
+    wanted: Sequence[str] | None = None,
+) -> Workitem:
+    """Write the delivery of an item's result to one destination.
+
+    Args:
+        session: what it is written in.
+        now: the database's time.
+        item: what gave the result, or an earlier delivery of it.
+        destination: where it goes.
+        actor: who schedules it.
+        wanted: the outputs that go there; without it all, or those of the earlier delivery. Where the result has none
+            of them, the delivery ends at once.
+    """
+    delivery = Workitem(
+        kind=Kind.DELIVERY.value,
+        state=State.SCHEDULED.value,
+        hold="",
+        priority=item.priority,
+        study_id=item.study_id,
+        route=item.route if wanted is None else {**item.route, _WANTED: list(wanted)},
+        route_name=item.route_name,
+        digest=item.digest,
+        generation=item.generation,
+        result_id=item.result_id,
+        destination=destination,
+        due_at=now,
+        created_at=now,
+        changed_at=now,
+    )
+    session.add(delivery)
+    session.flush()
+    audit.record(session, now, actor, "scheduled", workitem=delivery.id, study=item.study_id, detail=destination)
+    if not any(wants(delivery, o.output) for o in objects_of(session, item.result_id or 0)):
+        what = f" that goes to destination '{destination}' ({', '.join(wanted)})" if wanted else ""
+        cancel(session, now, delivery, actor, f"Nothing was sent: the result has no object{what}.")
+    return delivery
+
+
+def wants(delivery: Workitem, output: str) -> bool:
+    """Tell whether an output goes to the destination of a delivery."""
+    return output in delivery.route.get(_WANTED, (output,))  # type: ignore[operator]  # JSON, as it was written above
+
+
+def objects_of(session: Session, result_id: int) -> list[FrozenObject]:
+    """Give the objects of a result in the order in which they are sent."""
+    rows = session.scalars(sa.select(ResultObject).where(ResultObject.result_id == result_id).order_by(ResultObject.n))
+    return [
+        FrozenObject(o.output, o.sop_class_uid, o.sop_instance_uid, o.series_instance_uid, o.series_number, o.key, o.id)
+        for o in rows
+    ]
+
+
+def _turn(frozen: FrozenObject) -> int:
+    """Say when an object is sent: segmentations first, what refers to others (SR, KO) last, in whatever order made."""
+    if frozen.sop_class_uid.startswith(_DOCUMENTS):
+        return 2
+    return 0 if frozen.sop_class_uid in _SEGMENTATIONS else 1
