@@ -163,7 +163,7 @@ def _send(link: StorageLink, file: _File) -> SentFile:
     except RejectedError as error:
         return SentFile(file.path, None, str(error), is_accepted=False)
     try:
-        answer = link.store(file.path)
+        answer = link.store_file(file.path, file.context, file.sop_instance_uid)
     except UnreachableError as error:
         raise _BrokenError(str(error)) from error
     return SentFile(file.path, answer.status, answer.meaning, answer.is_accepted)

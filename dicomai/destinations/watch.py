@@ -45,6 +45,10 @@ class Watch:
 
     def on_data(self, _event: Any) -> None:
         """Note that something moved (the library's EVT_DATA_SENT and EVT_DATA_RECV)."""
+        self.moved()
+
+    def moved(self) -> None:
+        """Note that something moved."""
         self._last = time.monotonic()
 
     @contextlib.contextmanager

@@ -1,9 +1,9 @@
 """Command sets of C-STORE (PS3.7 9.3.1): read from a request, written into its response."""
 
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 
+from dicomai.commandset import elements
 from dicomai.receiver.statuses import Status
 
 _AFFECTED_SOP_CLASS_UID, _COMMAND_FIELD, _MESSAGE_ID, _RESPONDED_TO = 0x0002, 0x0100, 0x0110, 0x0120
@@ -38,7 +38,7 @@ class Command:
         Raises:
             ValueError: it is none.
         """
-        values = dict(_elements(encoded))
+        values = dict(elements(encoded))
         number = {
             tag: struct.unpack("<H", values[tag])[0]
             for tag in (_COMMAND_FIELD, _MESSAGE_ID, _DATA_SET_TYPE)
@@ -68,20 +68,6 @@ def store_response(request: Command, status: Status) -> bytes:
     ]
     body = b"".join(struct.pack("<HHL", 0, tag, len(value)) + value for tag, value in elements if value)
     return struct.pack("<HHLL", 0, 0, 4, len(body)) + body
-
-
-def _elements(encoded: bytes | bytearray) -> Iterator[tuple[int, bytes]]:
-    """Take a command set apart: Implicit VR Little Endian, group 0000 alone, no sequences (PS3.7 6.3.1)."""
-    offset = 0
-    while offset < len(encoded):
-        if offset + 8 > len(encoded):
-            raise ValueError("a command set that ends inside an element")
-        group, tag, length = struct.unpack_from("<HHL", encoded, offset)
-        offset += 8
-        if group or offset + length > len(encoded):
-            raise ValueError("a command set with an element that does not belong there")
-        yield tag, bytes(encoded[offset : offset + length])
-        offset += length
 
 
 def _uid(value: bytes) -> str:

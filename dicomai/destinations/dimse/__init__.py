@@ -1,14 +1,17 @@
 """C-STORE SCU (PS3.4 Annex B) and Verification SCU (Annex A) on pynetdicom."""
 
 import contextlib
-import os
+import io
+import mmap
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from pydicom.datadict import keyword_for_tag
 from pydicom.dataset import Dataset
+from pydicom.filereader import read_dataset, read_preamble
 from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID
@@ -17,7 +20,7 @@ from pynetdicom.status import STORAGE_SERVICE_CLASS_STATUS
 
 from dicomai.config import DicomDestination, TlsSettings
 from dicomai.destinations.base import Accepted, Outgoing, Reported
-from dicomai.destinations.dimse import commitment
+from dicomai.destinations.dimse import commitment, stream
 from dicomai.destinations.dimse.association import Link, Peer, requested
 from dicomai.destinations.dimse.find import Finder, Place, finding
 from dicomai.errors import (
@@ -272,8 +275,7 @@ class DimseDestination:
             for sop_class_uid, transfer_syntax_uid in wanted:
                 link.require(sop_class_uid, transfer_syntax_uid)
             for outgoing in objects:
-                with _as_file(outgoing.data) as path:
-                    answer = link.store(path)
+                answer = link.store(outgoing)
                 if answer.status == _DUPLICATE:
                     return answer
                 if not answer.is_accepted:
@@ -306,6 +308,8 @@ def echo(settings: DicomDestination, *, calling_ae: str, timeout: float, tls: Tl
 class StorageLink(Link):
     """An association on which objects are sent."""
 
+    _stored = 0
+
     def require(self, sop_class_uid: str, transfer_syntax_uid: str) -> None:
         """Make sure that objects of this kind can be sent.
 
@@ -319,14 +323,47 @@ class StorageLink(Link):
                 " allow this SOP class and transfer syntax there, then retry."
             )
 
-    def store(self, path: Path) -> Answer:
-        """Send a DICOM file's data set as it is.
+    def store(self, outgoing: Outgoing) -> Answer:
+        """Send an object's data set as it is; its context has to be there, see `require`.
 
         Raises:
             UnreachableError: the association broke, or nothing moved for the time-out.
         """
+        kind = (outgoing.sop_class_uid, outgoing.transfer_syntax_uid)
+        data_set = memoryview(outgoing.data)[_offset(io.BytesIO(outgoing.data)) :]
+        return self._store(kind, outgoing.sop_instance_uid, data_set)
+
+    def store_file(self, path: Path, kind: tuple[str, str], sop_instance_uid: str) -> Answer:
+        """Send a DICOM file's data set as it is, from where it lies.
+
+        Args:
+            path: the file.
+            kind: its SOP class and transfer syntax.
+            sop_instance_uid: its SOP Instance UID.
+
+        Raises:
+            UnreachableError: the association broke, or nothing moved for the time-out.
+        """
+        with path.open("rb") as file:
+            offset = _offset(file)
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return self._store(kind, sop_instance_uid, memoryview(mapped)[offset:])
+
+    def _store(self, kind: tuple[str, str], sop_instance_uid: str, data_set: memoryview) -> Answer:
+        (context_id, *_) = (
+            c.context_id or 0
+            for c in self.assoc.accepted_contexts
+            if (str(c.abstract_syntax), str(c.transfer_syntax[0])) == kind
+        )
+        self._stored += 1
+        message_id = (self._stored - 1) % 0xFFFF + 1
         with self.talk():
-            response = self.assoc.send_c_store(path)
+            try:
+                response = stream.store(
+                    self.assoc, context_id, message_id, (kind[0], sop_instance_uid), data_set, self.watch.moved
+                )
+            except stream.BrokenError as error:
+                raise self.broken() from error
         if "Status" not in response:
             raise self.broken()
         return Answer.of(response)
@@ -372,14 +409,8 @@ def _named(tag: BaseTag) -> str:
     return keyword_for_tag(tag) or str(tag)
 
 
-@contextlib.contextmanager
-def _as_file(data: bytes) -> Iterator[Path]:
-    """Lend bytes as a file, which is how the library sends a data set without encoding it again.
-
-    The file is in memory alone: nothing of a patient is left on disk if the process is killed.
-    """
-    descriptor = os.memfd_create("dicomai")
-    with os.fdopen(descriptor, "wb") as stream:
-        stream.write(data)
-        stream.flush()
-        yield Path(f"/proc/self/fd/{descriptor}")
+def _offset(file: BinaryIO) -> int:
+    """Find where the data set of a DICOM file begins (PS3.10 7.1)."""
+    read_preamble(file, force=False)
+    read_dataset(file, is_implicit_VR=False, is_little_endian=True, stop_when=lambda tag, _, __: tag.group != 0x0002)
+    return file.tell()

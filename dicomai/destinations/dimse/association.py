@@ -20,6 +20,7 @@ from pynetdicom.transport import AddressInformation, AssociationSocket
 
 from dicomai import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from dicomai.config import DicomDestination, TlsSettings
+from dicomai.destinations.dimse.stream import SharedProvider
 from dicomai.destinations.watch import Watch
 from dicomai.errors import DeliveryError, NoAssociationError, NotAdmittedError, RejectedError, UnreachableError
 from dicomai.tls import Fault, client_args, fault_of
@@ -257,6 +258,7 @@ class _Caller(AE):
     def _create_socket(
         self, assoc: Association, address: AddressInformation, tls_args: tuple[ssl.SSLContext, str] | None
     ) -> _Socket:
+        SharedProvider.take_over(assoc)
         self._socket = _Socket(assoc, address=address)
         self._socket.tls_args = tls_args
         return self._socket
@@ -270,8 +272,7 @@ def _limit_pdu(assoc: Association) -> None:
 
 
 def _set_up_library() -> None:
-    """Have the library send files as they are, and leave logging to us; who has set its logger's level is obeyed."""
-    _config.STORE_SEND_CHUNKED_DATASET = True
+    """Have the library leave logging to us; who has set its logger's level is obeyed."""
     _config.LOG_HANDLER_LEVEL = "none"
     library = logging.getLogger("pynetdicom")
     if library.level == logging.NOTSET:
