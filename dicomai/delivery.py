@@ -103,7 +103,7 @@ class Delivery:
             finally:  # what was accepted before a failure is looked into as well
                 self._confirmation.look_into_coerced(claim, where)
             if self._confirmation.is_whole(claim, where):
-                self._worklist.finish_delivery(claim)
+                self._worklist.finish_delivery(claim, withdraw_superseded=self._destination.withdraws_superseded)
                 log.info("delivered", objects=len(objects), **where)
         except StaleAttemptError:
             raise

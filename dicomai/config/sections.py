@@ -234,6 +234,7 @@ class DicomDestination(_Section):
     commitment: bool = False
     commitment_timeout: Seconds = 3600.0
     wait_for_source: bool = False
+    withdraw_superseded: bool = False
     max_age: Seconds | None = None
 
 
@@ -259,6 +260,7 @@ class DicomwebDestination(_Section):
     password: SecretStr = SecretStr("")
     verify: Literal["none", "qido"] = "none"
     verify_timeout: Seconds = 300.0
+    withdraw_superseded: bool = False
     max_age: Seconds | None = None
 
     @field_validator("url")

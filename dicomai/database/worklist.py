@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from dicomai.database import audit, holds
+from dicomai.database import audit, holds, withdrawals
 from dicomai.database.engine import Database
 from dicomai.database.planning import Image, images_of
 from dicomai.database.rejections import rejected_input
@@ -278,8 +278,12 @@ class Worklist:
             session.merge(row)
             item.looked_at, item.unseen = None, 0.0  # what is asked for is another thing now
 
-    def finish_delivery(self, claim: Claim) -> None:
+    def finish_delivery(self, claim: Claim, *, withdraw_superseded: bool = False) -> None:
         """Complete a delivery.
+
+        Args:
+            claim: the delivery.
+            withdraw_superseded: have the results withdrawn there that this one has taken the place of.
 
         Raises:
             StaleAttemptError: the item is no longer this attempt's; nothing was written.
@@ -292,7 +296,10 @@ class Worklist:
                 .order_by(Acceptance.result_object_id)
             ).all()
             warnings = filter(None, (text for row in rows for text in row))
-            _complete(session, self._db.now(session), item, claim.owner, "; ".join(warnings))
+            now = self._db.now(session)
+            _complete(session, now, item, claim.owner, "; ".join(warnings))
+            if withdraw_superseded:
+                withdrawals.withdraw_superseded(session, now, item, claim.owner)
 
     def postpone(self, claim: Claim, seconds: float, reason: str) -> None:
         """Let the item wait for another attempt.

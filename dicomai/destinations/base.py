@@ -58,6 +58,10 @@ class Destination(Protocol):
         """Seconds after which a result is too old to be sent; None where it never is."""
 
     @property
+    def withdraws_superseded(self) -> bool:
+        """Whether it is told by a rejection note of a result that another has taken the place of."""
+
+    @property
     def verify_timeout(self) -> float | None:
         """Seconds for an accepted object to be shown by the destination; None where it is not asked."""
 

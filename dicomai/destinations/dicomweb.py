@@ -55,6 +55,11 @@ class Dicomweb:
         return self._settings.max_age
 
     @property
+    def withdraws_superseded(self) -> bool:
+        """Whether it is told by a rejection note of a result that another has taken the place of."""
+        return self._settings.withdraw_superseded
+
+    @property
     def verify_timeout(self) -> float | None:
         """Seconds for an accepted object to be shown by QIDO-RS; None where it is not asked."""
         return self._settings.verify_timeout if self._is_asked else None

@@ -30,6 +30,11 @@ class Folder:
         return self._settings.max_age
 
     @property
+    def withdraws_superseded(self) -> bool:
+        """Whether it is told by a rejection note of a result that another has taken the place of."""
+        return False  # nobody there obeys a note
+
+    @property
     def verify_timeout(self) -> float | None:
         """None: an object is synced before it counts as accepted."""
         return None

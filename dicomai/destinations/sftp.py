@@ -56,6 +56,11 @@ class Sftp:
         return self._settings.max_age
 
     @property
+    def withdraws_superseded(self) -> bool:
+        """Whether it is told by a rejection note of a result that another has taken the place of."""
+        return False  # nobody there obeys a note
+
+    @property
     def verify_timeout(self) -> float | None:
         """None: the length of a file is looked at before it has its name."""
         return None

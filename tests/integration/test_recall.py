@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from pydicom import Dataset
 from pydicom.filereader import read_dataset
 from structlog.testing import capture_logs
 
 from dicomai import cli
 from dicomai.database.tables import ResultObject
+from dicomai.database.tables import Workitem as Row
 from dicomai.database.withdrawals import Withdrawals
-from dicomai.destinations import open_destination
+from dicomai.destinations import Destination, open_destination
 from dicomai.errors import StaleAttemptError, WorklistError
 from dicomai.rejection import KEY_OBJECT_SELECTION, RejectionNote
 from dicomai.withdrawer import Withdrawer
@@ -214,3 +216,54 @@ def test_the_command_lists_first(sqlite_bed: Bed, capsys: pytest.CaptureFixture[
     assert cli.main(["recall", "--bundle", "tiny", "--config", str(config)]) == 2
     assert cli.main(["recall", "--bundle", "tiny", "--version", "9", "--config", str(config)]) == 0
     assert "tiny 9 has given no result here." in capsys.readouterr().out
+
+
+def superseded(bed: Bed, pacs: Scp, **changes: Any) -> Destination:
+    """Have a result of three images sent, and let a fourth come late; gives the destination."""
+    entry = pacs.destination("pacs").model_copy(update={"withdraw_superseded": True, **changes})
+    destination = open_destination(entry, calling_ae="DICOMAI", timeout=5.0)
+    images = series(modality="MR", shape=(4, 12, 16))
+    bed.take(images[:3])
+    bed.plan(route())
+    assert bed.worker().step()
+    assert bed.delivery(destination).step()
+    bed.take(images[3:])
+    bed.plan(route())
+    assert bed.worker().step()
+    return destination
+
+
+def test_what_a_later_result_replaces_is_withdrawn_when_that_is_there(bed: Bed) -> None:
+    with scp() as pacs:
+        destination = superseded(bed, pacs)
+        assert not withdrawer(bed).step(), "the later one is not there yet"
+        assert bed.delivery(destination).step()
+        assert withdrawer(bed).step()
+        assert bed.delivery(destination).step()
+        assert not withdrawer(bed).step()
+    note = RejectionNote.of(read(pacs.received[-1]))
+    assert note is not None
+    assert set(note.sop_instance_uids) == {received.sop_instance_uid for received in pacs.received[:2]}
+
+
+def test_nobody_is_told_who_does_not_want_to_be(sqlite_bed: Bed) -> None:
+    with scp() as pacs:
+        destination = superseded(sqlite_bed, pacs, withdraw_superseded=False)
+        assert sqlite_bed.delivery(destination).step()
+        assert not withdrawer(sqlite_bed).step()
+
+
+def test_one_that_was_overtaken_on_its_way_is_withdrawn_when_it_arrives(sqlite_bed: Bed) -> None:
+    bed = sqlite_bed
+    with scp(0x0000, 0x0110, 0x0000) as pacs:
+        destination = superseded(bed, pacs)
+        assert [row.state for row in bed.items("delivery")] == [State.IN_PROGRESS, State.SCHEDULED]
+        with bed.database.write() as session:
+            session.execute(sa.update(Row).where(Row.id == bed.items("delivery")[1].id).values(priority=0))
+        assert bed.delivery(destination).step()
+        assert bed.items("delivery")[1].state == State.COMPLETED
+        bed.turn(3600.0)
+        send(bed, pacs)
+        assert bed.items("delivery")[0].state == State.COMPLETED
+        (withdrawal,) = bed.items(Kind.WITHDRAWAL)
+        assert withdrawal.route["withdraws"]["workitem"] == 1  # type: ignore[index]

@@ -136,6 +136,11 @@ class DimseDestination:
         return self._peer.settings.max_age
 
     @property
+    def withdraws_superseded(self) -> bool:
+        """Whether it is told by a rejection note of a result that another has taken the place of."""
+        return self._peer.settings.withdraw_superseded
+
+    @property
     def verify_timeout(self) -> float | None:
         """Seconds for an accepted object to be shown by C-FIND; None where it is not asked."""
         settings = self._peer.settings
