@@ -1,11 +1,9 @@
 """Claim a withdrawal, make its note, hand it to delivery: the destinations learn that a result no longer holds."""
 
-import io
 import os
 import threading
 from datetime import UTC, datetime
 
-import pydicom
 import structlog
 from pydicom.dataset import Dataset
 
@@ -56,36 +54,46 @@ class Withdrawer:
         claim = self._worklist.claim(Kind.WITHDRAWAL, self._owner, _LEASE_SECONDS, _ATTEMPTS)
         if claim is None:
             return False
-        about = claim.route["withdraws"]
-        where = {"study": claim.trace, "workitem": claim.item, "of": about["workitem"]}
+        where = {"study": claim.trace, "workitem": claim.item, "of": claim.route["withdraws"]["workitem"]}
+        try:
+            self._withdraw(claim, where)
+        except StaleAttemptError as error:
+            log.warning("the withdrawal is left alone", error=str(error), **where)
+        return True
+
+    def _withdraw(self, claim: Claim, where: dict[str, object]) -> None:
         try:
             why = self._worklist.why_wait(claim)
             if why:
                 self._worklist.hold(claim, why)
                 log.warning("held for a person", why=why, **where)
-                return True
-            destinations = [str(name) for name in about["destinations"]]
+                return
+            destinations = [str(name) for name in claim.route["withdraws"]["destinations"]]
             self._worklist.finish_inference(claim, [self._note(claim)], destinations)
             log.info("a result is withdrawn", destinations=destinations, **where)
-        except StaleAttemptError as error:
-            log.warning("the withdrawal is left alone", error=str(error), **where)
+        except StaleAttemptError:
+            raise
         except DicomaiError as error:
             log.error("a result could not be withdrawn yet", error=str(error), **where)
             self._worklist.postpone(claim, _RETRY_SECONDS * claim.attempt, str(error))
-        return True
+        except Exception as error:
+            # Nobody would miss this thread: nothing would be withdrawn any more, without a word.
+            log.exception("a withdrawal failed unexpectedly", **where)
+            said = f"The note failed with {type(error).__name__}; the log of the delivery says where."
+            self._worklist.postpone(claim, _RETRY_SECONDS * claim.attempt, said)
 
     def _note(self, claim: Claim) -> FrozenObject:
         newest = read_instance(self._store, self._worklist.newest_image(claim)).header
-        objects = [
-            pydicom.dcmread(io.BytesIO(self._store.get(frozen.key)), stop_before_pixels=True)
-            for frozen in self._withdrawals.objects(int(claim.route["withdraws"]["workitem"]))
+        about = claim.route["withdraws"]
+        named = [
+            withdrawal.Named(o.sop_class_uid, o.sop_instance_uid, o.series_instance_uid)
+            for o in self._withdrawals.objects(about)
         ]
         author = withdrawal.Author(
             f"{claim.digest}|{claim.item}", self._installation, dicomai.__version__, datetime.now(UTC), self._timezone
         )
-        ds = withdrawal.build(
-            objects, newest, self._series_number(claim), str(claim.route["withdraws"]["reason"]), author
-        )
+        study = self._withdrawals.study_of(int(about["workitem"]))
+        ds = withdrawal.build(named, study, newest, self._series_number(claim), str(about["reason"]), author)
         key = result_key(claim.item, claim.attempt, str(ds.SOPInstanceUID))
         self._store.put(key, encode(ds))
         return FrozenObject(

@@ -8,11 +8,11 @@ import pydicom
 from dicomai.commands.output import console, print_json, print_table
 from dicomai.commands.worklist import database, person
 from dicomai.config import Settings
-from dicomai.database import Database
 from dicomai.database.withdrawals import Withdrawable, Withdrawals
-from dicomai.errors import DicomaiError
+from dicomai.errors import DicomaiError, StoreError
 from dicomai.roles import bundles_of
 from dicomai.store import Store
+from dicomai.study import UNREADABLE
 from dicomai.withdrawer import version_of
 
 Which = tuple[str, str] | int
@@ -33,13 +33,14 @@ def recall(settings: Settings, which: Which, *, go: bool, as_json: bool) -> int:
         WorklistError: there is no such analysis, or it gave no result.
         StoreError: the storage or the database failed.
     """
-    store, worklist = Store(settings.node.storage), database(settings)
-    withdrawals = Withdrawals(worklist)
-    found = _find(store, worklist, which)
+    store, withdrawals = Store(settings.node.storage), Withdrawals(database(settings))
+    found = _find(store, withdrawals, which)
     if go:
         for one in found:
             withdrawals.schedule(one.item, person(), f"{_named(which)} was recalled.")
-        found = [withdrawals.result_of(one.item) for one in found]
+        meant = {one.item for one in found}
+        again = withdrawals.results_of(which[0]) if isinstance(which, tuple) else [withdrawals.result_of(which)]
+        found = [one for one in again if one.item in meant]
     still = _routes_with(settings, *which) if isinstance(which, tuple) else []
     if as_json:
         print_json({"results": [_as_dict(one) for one in found], "routes": still})
@@ -50,17 +51,24 @@ def recall(settings: Settings, which: Which, *, go: bool, as_json: bool) -> int:
     return 0
 
 
-def _find(store: Store, worklist: Database, which: Which) -> list[Withdrawable]:
-    withdrawals = Withdrawals(worklist)
+def _find(store: Store, withdrawals: Withdrawals, which: Which) -> list[Withdrawable]:
     if isinstance(which, int):
         return [withdrawals.result_of(which)]
     model, version = which
+    return [one for one in withdrawals.results_of(model) if one.objects and _version(store, one) == version]
 
-    def is_meant(one: Withdrawable) -> bool:  # the version is what the objects themselves say
+
+def _version(store: Store, one: Withdrawable) -> str:
+    """Give the version that a result was made by, as it says itself; one that cannot be read is named on stderr."""
+    try:
         with store.open(one.objects[0].key) as stream:
-            return version_of(pydicom.dcmread(stream, stop_before_pixels=True)) == version
-
-    return [one for one in withdrawals.results_of(model) if one.objects and is_meant(one)]
+            return version_of(pydicom.dcmread(stream, stop_before_pixels=True))
+    except (StoreError, *UNREADABLE) as error:
+        sys.stderr.write(
+            f"The result of workitem {one.item} cannot be read ({type(error).__name__}), so that its version is not"
+            f" known: if it is meant too, call `dicomai recall --workitem {one.item}`.\n"
+        )
+        return ""
 
 
 def _named(which: Which) -> str:
@@ -75,7 +83,7 @@ def _say(found: Sequence[Withdrawable], which: Which, *, go: bool) -> None:
             one.created_at.astimezone().strftime("%Y-%m-%d %H:%M"),
             ", ".join(one.sent_to),
             ", ".join(one.waiting),
-            ", ".join(one.withdrawn_from),
+            ", ".join([*one.withdrawn_from, *(f"{name} (not yet)" for name in one.telling)]),
         )
         for one in found
     ]
@@ -100,6 +108,7 @@ def _as_dict(one: Withdrawable) -> dict[str, object]:
         "sent_to": one.sent_to,
         "waiting": one.waiting,
         "withdrawn_from": one.withdrawn_from,
+        "telling": one.telling,
     }
 
 

@@ -78,6 +78,8 @@ def shortage(session: Session, item: Workitem) -> str:
 
     Work on a study waits for every series of it, also for those of which nothing has come, other work for its inputs.
     """
+    if Kind(origin_of(session, item).kind) is Kind.WITHDRAWAL:  # it is about what was sent, whatever is missing now
+        return ""
     found = next(filter(None, (lack(session, series) for series in series_behind(session, item))), "")
     return found or (lack_of_study(session, item.study) if item.route["level"] == "study" else "")
 

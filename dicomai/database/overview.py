@@ -145,6 +145,7 @@ class Overview:
             WorklistError: there is no such item, it has not ended, or something has taken its place.
         """
         with self._db.write() as session:
+            _lock_origin(session, number)
             item = _get(session, number)
             now = self._db.now(session)
             _refuse_retry(session, item)
@@ -211,11 +212,18 @@ def _get(session: Session, number: int) -> Workitem:
     return item
 
 
+def _lock_origin(session: Session, number: int) -> None:
+    """Lock what gave the result of an item before the item, as a withdrawal does: one of the two comes first."""
+    item = session.get(Workitem, number)
+    if item is not None:
+        session.refresh(holds.origin_of(session, item), with_for_update=True)
+
+
 def _refuse_retry(session: Session, item: Workitem) -> None:
     if State(item.state) not in FINAL:
         raise WorklistError(f"Workitem {item.id} is {item.state}; only one that has ended can be tried again.")
     if Kind(item.kind) is Kind.WITHDRAWAL:
-        raise WorklistError(f"Workitem {item.id} is a withdrawal: retry its delivery, or the analysis of the images.")
+        raise WorklistError(f"Workitem {item.id} is a withdrawal: retry its delivery, or call `dicomai recall` again.")
     if item.replaced_by is not None:
         raise WorklistError(f"Workitem {item.id} was replaced by {item.replaced_by}; retry that one.")
     later = session.scalar(sa.select(sa.func.max(Workitem.id)).where(Workitem.supersedes == item.id))
@@ -235,7 +243,8 @@ def _refuse_retry(session: Session, item: Workitem) -> None:
                 f"The result of workitem {item.id} was withdrawn by workitem {gone[-1].id}; retry workitem {origin.id},"
                 " so that a new one is made."
             )
-    rejected = rejected_input(session, item)
+    withdraws = Kind(holds.origin_of(session, item).kind) is Kind.WITHDRAWAL
+    rejected = "" if withdraws else rejected_input(session, item)
     if rejected:
         raise WorklistError(f"Workitem {item.id} cannot be tried again: {rejected}")
 

@@ -180,6 +180,8 @@ class Workitem(Table):
     __tablename__ = "workitem"
     __table_args__ = (
         Index("ix_workitem_claim", "kind", "state", "due_at"),
+        Index("ix_workitem_result", "result_id"),
+        Index("ix_workitem_digest", "digest"),
         Index(
             "ux_workitem_digest",
             "digest",
@@ -213,7 +215,7 @@ class Workitem(Table):
     destination: Mapped[str] = mapped_column(String(64), default="")
     attempt: Mapped[int] = mapped_column(default=0)
     setbacks: Mapped[int] = mapped_column(default=0)  # of a delivery: what was not understood, or lost, by now
-    looks: Mapped[int] = mapped_column(default=0)  # of a delivery: attempts that only asked whether it is there by now
+    looks: Mapped[int] = mapped_column(default=0)  # of a delivery: attempts that do not count, as they sent nothing
     looked_at: Mapped[datetime | None]  # of a delivery: when it was last asked for and not shown, nothing failing since
     unseen: Mapped[float] = mapped_column(Double, default=0.0)  # of a delivery: seconds, asked for in vain
     lease_owner: Mapped[str | None] = mapped_column(String(128))

@@ -1,6 +1,6 @@
 """Results that no longer hold: which they are, where they went, and the work of withdrawing them there."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
@@ -11,9 +11,9 @@ from sqlalchemy.orm import Session
 from dicomai.database import audit
 from dicomai.database.engine import Database
 from dicomai.database.holds import origin_of
-from dicomai.database.results import FrozenObject, objects_of
-from dicomai.database.tables import Result, Workitem, WorkitemInput
-from dicomai.database.transitions import cancel
+from dicomai.database.results import FrozenObject, objects_of, wants
+from dicomai.database.tables import Acceptance, Result, Workitem, WorkitemInput
+from dicomai.database.transitions import cancel, move
 from dicomai.errors import WorklistError
 from dicomai.workitem import FINAL, Kind, State
 
@@ -29,7 +29,9 @@ class Withdrawable:
         objects: of the result.
         sent_to: the destinations that may have any of it.
         waiting: the destinations to which it has still to be sent, in whole or in part.
-        withdrawn_from: the destinations that are told, or are to be told, that it no longer holds.
+        withdrawn_from: the destinations that were told that it no longer holds.
+        telling: the destinations that are still to be told, and will be.
+        is_recalled: a person has withdrawn it; it is never sent again.
     """
 
     item: int
@@ -39,11 +41,13 @@ class Withdrawable:
     sent_to: tuple[str, ...]
     waiting: tuple[str, ...]
     withdrawn_from: tuple[str, ...]
+    telling: tuple[str, ...]
+    is_recalled: bool
 
     @property
     def left(self) -> tuple[str, ...]:
-        """The destinations that may have any of it, and have still to be told."""
-        return tuple(name for name in self.sent_to if name not in self.withdrawn_from)
+        """The destinations that may have any of it, and whom nothing tells."""
+        return tuple(name for name in self.sent_to if name not in {*self.withdrawn_from, *self.telling})
 
     @property
     def is_open(self) -> bool:
@@ -82,7 +86,7 @@ class Withdrawals:
             )
             return [_withdrawable(session, item) for item in items if item.route.get("model") == model]
 
-    def schedule(self, number: int, actor: str, reason: str) -> int | None:
+    def schedule(self, number: int, actor: str, reason: str) -> list[int]:
         """End what has still to be sent of a result, and schedule that it is withdrawn wherever it may be.
 
         A delivery at work finds its attempt stale; what it had under way may be at the destination, which therefore
@@ -94,7 +98,7 @@ class Withdrawals:
             reason: in a sentence.
 
         Returns:
-            The number of the withdrawal; None where nobody is to be told, or all are already.
+            The numbers of the withdrawals; none where nobody is to be told, or all are already.
         """
         with self._db.write() as session:
             origin = session.get_one(Workitem, number, with_for_update=True)
@@ -103,44 +107,23 @@ class Withdrawals:
                 if State(delivery.state) not in FINAL:
                     cancel(session, now, delivery, actor, f"Withdrawn: {reason}")
             session.flush()
-            return withdraw(session, now, origin, _withdrawable(session, origin).left, actor, reason)
+            here = _withdrawable(session, origin)
+            made = [one for name in here.left for one in _withdraw_from(session, now, origin, name, actor, reason)]
+            if not here.is_recalled and not made:
+                _note_recall(session, now, origin, actor, reason)
+            return made
 
-    def objects(self, number: int) -> list[FrozenObject]:
-        """Give the objects of the result of an inference."""
+    def objects(self, withdraws: dict[str, Any]) -> list[FrozenObject]:
+        """Give the objects that a withdrawal names, by what its route says of it."""
         with self._db.read() as session:
-            return objects_of(session, session.get_one(Workitem, number).result_id or 0)
+            origin = session.get_one(Workitem, int(withdraws["workitem"]))
+            named = set(withdraws["objects"])
+            return [one for one in objects_of(session, origin.result_id or 0) if one.id in named]
 
-
-def withdraw(
-    session: Session, now: datetime, origin: Workitem, destinations: Sequence[str], actor: str, reason: str
-) -> int | None:
-    """Write the withdrawal of what an inference gave from some destinations; gives its number, None without any."""
-    if not destinations:
-        return None
-    about: dict[str, Any] = {"workitem": origin.id, "destinations": list(destinations), "reason": reason}
-    made = Workitem(
-        kind=Kind.WITHDRAWAL.value,
-        state=State.SCHEDULED.value,
-        hold="",
-        priority=0,
-        study_id=origin.study_id,
-        route={**origin.route, "withdraws": about},
-        route_name=origin.route_name,
-        digest=origin.digest,
-        generation=origin.generation,
-        due_at=now,
-        created_at=now,
-        changed_at=now,
-        inputs=[
-            WorkitemInput(role=i.role, series_id=i.series_id, stack=i.stack, sop_instance_uids=i.sop_instance_uids)
-            for i in origin.inputs
-        ],
-    )
-    session.add(made)
-    session.flush()
-    detail = f"the result of workitem {origin.id}, from {', '.join(destinations)}: {reason}"
-    audit.record(session, now, actor, "scheduled", workitem=made.id, study=origin.study_id, detail=detail)
-    return made.id
+    def study_of(self, number: int) -> str:
+        """Give the Study Instance UID of an item."""
+        with self._db.read() as session:
+            return session.get_one(Workitem, number).study.study_instance_uid
 
 
 def withdraw_superseded(session: Session, now: datetime, delivery: Workitem, actor: str) -> None:
@@ -154,20 +137,12 @@ def withdraw_superseded(session: Session, now: datetime, delivery: Workitem, act
     here = delivery.destination
     for newer in session.scalars(sa.select(Workitem).where(Workitem.supersedes == origin.id)):
         if any(one.destination == here and one.state == State.COMPLETED.value for one in _deliveries(session, newer)):
-            _withdraw_from(session, now, origin, here, newer, actor)
+            _supersede(session, now, origin, here, newer, actor)
     number = origin.supersedes
     while number is not None:
         old = session.get_one(Workitem, number)
-        _withdraw_from(session, now, old, here, origin, actor)
+        _supersede(session, now, old, here, origin, actor)
         number = old.supersedes
-
-
-def _withdraw_from(
-    session: Session, now: datetime, old: Workitem, destination: str, newer: Workitem, actor: str
-) -> None:
-    if old.result_id is not None and destination in _withdrawable(session, old).left:
-        reason = f"The result of workitem {newer.id} has taken its place."
-        withdraw(session, now, old, [destination], actor, reason)
 
 
 def withdrawals_of(session: Session, origin: Workitem) -> list[Workitem]:
@@ -180,18 +155,83 @@ def withdrawals_of(session: Session, origin: Workitem) -> list[Workitem]:
     return [one for one in session.scalars(found.order_by(Workitem.id)) if _about(one)["workitem"] == origin.id]
 
 
+def _supersede(session: Session, now: datetime, old: Workitem, destination: str, newer: Workitem, actor: str) -> None:
+    if old.result_id is None:
+        return
+    here = _withdrawable(session, old)
+    if destination in here.left and destination not in here.waiting:  # else when the rest of it is there
+        reason = f"The result of workitem {newer.id} has taken its place."
+        for _ in _withdraw_from(session, now, old, destination, actor, reason):
+            pass
+
+
+def _withdraw_from(
+    session: Session, now: datetime, origin: Workitem, destination: str, actor: str, reason: str
+) -> Iterator[int]:
+    """Write the withdrawals of a result from one destination; gives their numbers.
+
+    What it has accepted is one, and what it may have, because an answer was lost, another: an archive may refuse a note
+    that names what it does not have.
+    """
+    deliveries = [one for one in _deliveries(session, origin) if one.destination == destination]
+    wanted = [o for o in objects_of(session, origin.result_id or 0) if any(wants(one, o.output) for one in deliveries)]
+    numbers = [one.id for one in deliveries]
+    taken = set(session.scalars(sa.select(Acceptance.result_object_id).where(Acceptance.workitem_id.in_(numbers))))
+    for objects in ([o.id for o in wanted if o.id in taken], [o.id for o in wanted if o.id not in taken]):
+        if objects:
+            made = _write(session, now, origin, {"destinations": [destination], "objects": objects, "reason": reason})
+            detail = f"the result of workitem {origin.id}, from {destination}: {reason}"
+            audit.record(session, now, actor, "scheduled", workitem=made.id, study=origin.study_id, detail=detail)
+            yield made.id
+
+
+def _note_recall(session: Session, now: datetime, origin: Workitem, actor: str, reason: str) -> None:
+    """Write down that a result was withdrawn of which nobody has to be told: it is not to be sent by a retry."""
+    made = _write(session, now, origin, {"destinations": [], "objects": [], "reason": reason})
+    move(session, now, made, State.IN_PROGRESS, actor)
+    move(session, now, made, State.COMPLETED, actor, f"The result of workitem {origin.id} was sent nowhere. {reason}")
+    made.progress = 100
+
+
+def _write(session: Session, now: datetime, origin: Workitem, about: dict[str, Any]) -> Workitem:
+    made = Workitem(
+        kind=Kind.WITHDRAWAL.value,
+        state=State.SCHEDULED.value,
+        hold="",
+        priority=0,
+        study_id=origin.study_id,
+        route={**origin.route, "withdraws": {"workitem": origin.id, **about}},
+        route_name=origin.route_name,
+        digest=origin.digest,
+        generation=origin.generation,
+        due_at=now,
+        created_at=now,
+        changed_at=now,
+        inputs=[
+            WorkitemInput(role=i.role, series_id=i.series_id, stack=i.stack, sop_instance_uids=i.sop_instance_uids)
+            for i in origin.inputs
+        ],
+    )
+    session.add(made)
+    session.flush()
+    return made
+
+
 def _about(withdrawal: Workitem) -> dict[str, Any]:
     return cast("dict[str, Any]", withdrawal.route["withdraws"])
 
 
 def _deliveries(session: Session, origin: Workitem, *, lock: bool = False) -> list[Workitem]:
+    if origin.result_id is None:
+        return []
     query = sa.select(Workitem).where(Workitem.kind == Kind.DELIVERY.value, Workitem.result_id == origin.result_id)
     return list(session.scalars((query.with_for_update() if lock else query).order_by(Workitem.id)))
 
 
 def _withdrawable(session: Session, origin: Workitem) -> Withdrawable:
     deliveries = _deliveries(session, origin)
-    told = [name for one in withdrawals_of(session, origin) for name in _about(one)["destinations"]]
+    withdrawals = withdrawals_of(session, origin)
+    telling, told = _told(session, withdrawals)
     return Withdrawable(
         item=origin.id,
         trace=origin.study.trace,
@@ -199,5 +239,19 @@ def _withdrawable(session: Session, origin: Workitem) -> Withdrawable:
         objects=tuple(objects_of(session, origin.result_id or 0)),
         sent_to=tuple(dict.fromkeys(one.destination for one in deliveries if one.attempt)),
         waiting=tuple(one.destination for one in deliveries if State(one.state) not in FINAL),
-        withdrawn_from=tuple(dict.fromkeys(told)),
+        withdrawn_from=tuple(name for name in told if name not in telling),
+        telling=telling,
+        is_recalled=bool(withdrawals),
     )
+
+
+def _told(session: Session, withdrawals: Sequence[Workitem]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Give the destinations that will be told, and those that were; one that has refused a note is neither."""
+    telling, told = dict[str, None](), dict[str, None]()
+    for one in withdrawals:
+        if State(one.state) not in FINAL:
+            telling |= dict.fromkeys(_about(one)["destinations"])
+        for delivery in _deliveries(session, one):
+            if delivery.replaced_by is None and State(delivery.state) is not State.CANCELED:
+                (told if State(delivery.state) is State.COMPLETED else telling)[delivery.destination] = None
+    return tuple(telling), tuple(told)

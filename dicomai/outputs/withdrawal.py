@@ -15,6 +15,16 @@ OUTPUT = "withdrawal"
 """What the worklist calls it; no route names it."""
 
 
+_IMAGES = frozenset(
+    {
+        "1.2.840.10008.5.1.4.1.1.7",  # Secondary Capture
+        "1.2.840.10008.5.1.4.1.1.30",  # Parametric Map
+        "1.2.840.10008.5.1.4.1.1.66.4",  # Segmentation
+        "1.2.840.10008.5.1.4.1.1.66.7",  # Label Map Segmentation
+    }
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Author:
     """Who withdraws, and when.
@@ -34,14 +44,26 @@ class Author:
     timezone: str | None
 
 
-def build(objects: Sequence[Dataset], newest: Dataset, series_number: int, reason: str, author: Author) -> Dataset:
+@dataclass(frozen=True, slots=True)
+class Named:
+    """An object that is withdrawn."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    series_instance_uid: str
+
+
+def build(
+    objects: Sequence[Named], study_instance_uid: str, newest: Dataset, series_number: int, reason: str, author: Author
+) -> Dataset:
     """Make the note.
 
     Its title is (113001, DCM, Rejected for Quality Reasons): an archive that knows such notes hides what it names, and
     keeps it (IHE RAD TF-3 4.66.4.1.3).
 
     Args:
-        objects: what is withdrawn, the header of each; all of one study.
+        objects: what is withdrawn.
+        study_instance_uid: the study that they are in.
         newest: the newest image of those that the objects are about: the patient's and the study's attributes.
         series_number: of the series that the note gets.
         reason: in a sentence, for who reads the note.
@@ -50,7 +72,7 @@ def build(objects: Sequence[Dataset], newest: Dataset, series_number: int, reaso
     Raises:
         IdentityError: the newest image lies in another study than the objects.
     """
-    evidence = [_stand_in(one) for one in objects]
+    evidence = [_stand_in(one, study_instance_uid) for one in objects]
     observer = hd.sr.ObserverContext(
         observer_type=codes.DCM.Device,
         observer_identifying_attributes=hd.sr.DeviceObserverIdentifyingAttributes(
@@ -82,14 +104,13 @@ def build(objects: Sequence[Dataset], newest: Dataset, series_number: int, reaso
     return seal(made, newest, author.created, in_zone(author.created, author.timezone), author.software_version)
 
 
-def _stand_in(one: Dataset) -> Dataset:
+def _stand_in(one: Named, study_instance_uid: str) -> Dataset:
     """Stand for an object: identifiers only; `seal` puts the patient and the study in."""
     ds = Dataset()
-    for keyword in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality"):
-        setattr(ds, keyword, str(one[keyword].value))
-    for keyword in ("Rows", "Columns"):  # by which an image is told from a document
-        if keyword in one:
-            ds[keyword] = one[keyword]
+    ds.SOPClassUID, ds.SOPInstanceUID = one.sop_class_uid, one.sop_instance_uid
+    ds.StudyInstanceUID, ds.SeriesInstanceUID = study_instance_uid, one.series_instance_uid
+    if one.sop_class_uid in _IMAGES:
+        ds.Rows = ds.Columns = 1  # by which highdicom tells an image from a document
     ds.PatientID = ds.PatientName = ds.PatientBirthDate = ds.PatientSex = None
     ds.AccessionNumber = ds.StudyID = ds.StudyDate = ds.StudyTime = None
     return ds

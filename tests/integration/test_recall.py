@@ -44,7 +44,7 @@ def send(bed: Bed, server: Scp, name: str = "pacs") -> None:
         pass
 
 
-def withdraw_all(bed: Bed) -> list[int | None]:
+def withdraw_all(bed: Bed) -> list[list[int]]:
     withdrawals = Withdrawals(bed.database)
     return [withdrawals.schedule(one.item, "person/ada", WHY) for one in withdrawals.results_of("tiny")]
 
@@ -61,7 +61,7 @@ def test_the_pacs_is_told_of_every_object_that_it_has(bed: Bed) -> None:
     analysed(bed, PatientName="Doe^Jane", PatientID="4711")
     with scp() as pacs:
         send(bed, pacs)
-        assert withdraw_all(bed) == [3]
+        assert withdraw_all(bed) == [[3]]
         send(bed, pacs)
     *results, note = pacs.received
     assert note.sop_class_uid == KEY_OBJECT_SELECTION
@@ -85,13 +85,20 @@ def test_the_pacs_is_told_of_every_object_that_it_has(bed: Bed) -> None:
 
 def test_what_waits_is_not_sent_and_needs_no_note(bed: Bed) -> None:
     analysed(bed)
-    assert withdraw_all(bed) == [None]
+    assert withdraw_all(bed) == [[]]
     with scp() as pacs:
         send(bed, pacs)
     assert pacs.received == []
     (delivery,) = bed.items("delivery")
     assert (delivery.state, delivery.reason) == (State.CANCELED, f"Withdrawn: {WHY}")
-    assert bed.items(Kind.WITHDRAWAL) == []
+    (noted,) = bed.items(Kind.WITHDRAWAL)
+    assert (noted.state, noted.reason) == (
+        State.COMPLETED, f"The result of workitem 1 was sent nowhere. {WHY}",
+    )  # fmt: skip
+    with pytest.raises(WorklistError, match="was withdrawn by workitem"):
+        bed.overview.retry(delivery.id, "person/ada")
+    assert withdraw_all(bed) == [[]]
+    assert len(bed.items(Kind.WITHDRAWAL)) == 1
 
 
 def test_a_destination_that_may_have_got_something_unseen_is_told_too(bed: Bed) -> None:
@@ -112,10 +119,10 @@ def test_twice_is_as_once(bed: Bed) -> None:
     analysed(bed)
     with scp() as pacs:
         send(bed, pacs)
-        assert withdraw_all(bed) == [3]
-        assert withdraw_all(bed) == [None]
+        assert withdraw_all(bed) == [[3]]
+        assert withdraw_all(bed) == [[]]
         send(bed, pacs)
-        assert withdraw_all(bed) == [None]
+        assert withdraw_all(bed) == [[]]
         send(bed, pacs)
     assert len(pacs.received) == 3
 
@@ -133,6 +140,55 @@ def test_a_note_that_could_not_be_made_yet_is_made_later(bed: Bed, monkeypatch: 
         bed.turn(60.0)
         send(bed, pacs)
     assert pacs.received[-1].sop_class_uid == KEY_OBJECT_SELECTION
+
+
+def test_what_is_there_and_what_may_be_there_are_named_apart(bed: Bed) -> None:
+    """An archive may refuse a note that names what it does not have."""
+    analysed(bed)
+    with scp(0x0000, 0xA900, 0x0000) as pacs:
+        send(bed, pacs)
+        assert len(withdraw_all(bed)[0]) == 2
+        send(bed, pacs)
+    notes = [RejectionNote.of(read(one)) for one in pacs.received[2:]]
+    assert [note.sop_instance_uids for note in notes if note] == [
+        (pacs.received[0].sop_instance_uid,), (pacs.received[1].sop_instance_uid,),
+    ]  # fmt: skip
+
+
+def test_one_that_cannot_be_made_holds_up_no_other(sqlite_bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    bed = sqlite_bed
+    with scp() as pacs:
+        for _ in range(2):
+            analysed(bed)
+            send(bed, pacs)
+        withdraw_all(bed)
+        with monkeypatch.context() as patch:
+            patch.setattr("dicomai.withdrawer.withdrawal.build", lambda *_: 1 / 0)
+            assert withdrawer(bed).step()
+        first, second = bed.items(Kind.WITHDRAWAL)
+        assert first.state == State.IN_PROGRESS
+        assert "ZeroDivisionError; the log of the delivery says where." in first.reason
+        send(bed, pacs)
+        assert second.id == bed.items(Kind.WITHDRAWAL)[1].id
+        assert bed.items(Kind.WITHDRAWAL)[1].state == State.COMPLETED
+
+
+def test_a_note_that_is_refused_is_not_said_to_have_arrived_and_is_sent_by_another_recall(sqlite_bed: Bed) -> None:
+    bed = sqlite_bed
+    analysed(bed)
+    with scp(0x0000, 0x0000, 0xA900, 0x0000) as pacs:
+        send(bed, pacs)
+        withdraw_all(bed)
+        (one,) = Withdrawals(bed.database).results_of("tiny")
+        assert (one.telling, one.withdrawn_from, one.is_open) == (("pacs",), (), False)
+        send(bed, pacs)
+        (one,) = Withdrawals(bed.database).results_of("tiny")
+        assert (one.telling, one.withdrawn_from, one.left, one.is_open) == ((), (), ("pacs",), True)
+        withdraw_all(bed)
+        send(bed, pacs)
+        (one,) = Withdrawals(bed.database).results_of("tiny")
+        assert (one.withdrawn_from, one.is_open) == (("pacs",), False)
+    assert len({received.sop_instance_uid for received in pacs.received}) == 4
 
 
 def test_a_withdrawn_result_is_not_sent_again_but_a_new_one_may_be_made(bed: Bed) -> None:
@@ -262,8 +318,9 @@ def test_one_that_was_overtaken_on_its_way_is_withdrawn_when_it_arrives(sqlite_b
             session.execute(sa.update(Row).where(Row.id == bed.items("delivery")[1].id).values(priority=0))
         assert bed.delivery(destination).step()
         assert bed.items("delivery")[1].state == State.COMPLETED
+        assert not withdrawer(bed).step(), "the rest of it is still to come"
         bed.turn(3600.0)
-        send(bed, pacs)
+        assert bed.delivery(destination).step()
         assert bed.items("delivery")[0].state == State.COMPLETED
         (withdrawal,) = bed.items(Kind.WITHDRAWAL)
         assert withdrawal.route["withdraws"]["workitem"] == 1  # type: ignore[index]
