@@ -12,7 +12,7 @@ from dicomai.database.deliveries import Deliveries
 from dicomai.database.results import FrozenObject
 from dicomai.database.worklist import Claim
 from dicomai.destinations import Destination, Outgoing
-from dicomai.destinations.base import Archive, Report
+from dicomai.destinations.base import Archive, Report, Searchable
 from dicomai.errors import DeliveryError, RejectedError, WorklistError
 
 log = structlog.get_logger()
@@ -53,6 +53,7 @@ class Confirmation:
         self._deliveries = Deliveries(database)
         self._asked = AskedCommitments(database)
         self._destination = destination
+        self._searchable = destination if isinstance(destination, Searchable) else None
         self._archive = destination if isinstance(destination, Archive) else None
         self._first_wait = settings.first_wait
         self._outgoing = outgoing
@@ -67,6 +68,8 @@ class Confirmation:
         archive = self._archive
         if archive is None or not archive.waits_for_source or self._deliveries.taken(claim):
             return False
+        if "withdraws" in claim.route:  # a note: images that were rejected are not shown any more
+            return False
         behind = self._deliveries.behind(claim)
         if archive.max_age is not None and behind.age > archive.max_age:
             return False  # too late in any case, and said so where it is settled
@@ -74,12 +77,13 @@ class Confirmation:
         if not lacking:
             return False
         said = f"Destination '{claim.destination}' does not show all images of series {', '.join(lacking)}"
-        if behind.waited > _LONGEST_SOURCE_WAIT:
+        waited = self._deliveries.unseen(claim)  # no time in which nobody asked counts
+        if waited > _LONGEST_SOURCE_WAIT:
             raise WorklistError(
                 f"{said} after {_LONGEST_SOURCE_WAIT:g} s, and wait_for_source holds the result back until it does:"
                 " send them there, then retry."
             )
-        wait = min(max(self._first_wait, behind.waited), _LONGEST_SOURCE_PAUSE)
+        wait = min(max(self._first_wait, waited), _LONGEST_SOURCE_PAUSE)
         log.info("waiting for the images", series=len(lacking), next_try_in_s=round(wait), **where)
         self._deliveries.look_again(claim, wait, f"{said} yet: the result waits for them (wait_for_source).")
         return True
@@ -87,14 +91,14 @@ class Confirmation:
     def look_into_coerced(self, claim: Claim, where: Where) -> None:
         """Look how the destination has filed what it changed (B000), once; it is accepted in any case."""
         coerced = self._deliveries.taken(claim, unsettled=_COERCED)
-        if not coerced or self._archive is None:
+        if not coerced or self._searchable is None:
             return
         found: dict[str, str | None]
         try:
-            found = self._archive.whereabouts([self._outgoing(o) for o in coerced])
+            found = self._searchable.whereabouts([self._outgoing(o) for o in coerced])
         except DeliveryError:
-            found = {o.sop_instance_uid: "not looked up by C-FIND" for o in coerced}
-        hidden = {uid: "not shown by C-FIND" for uid, text in found.items() if text is None}
+            found = {o.sop_instance_uid: "not looked up by a search" for o in coerced}
+        hidden = {uid: "not shown by a search" for uid, text in found.items() if text is None}
         self._note(claim, coerced, {**found, **hidden}, where)
 
     def is_whole(self, claim: Claim, where: Where) -> bool:
@@ -120,7 +124,7 @@ class Confirmation:
     def _is_committed(self, claim: Claim, archive: Archive, timeout: float, where: Where) -> bool | None:
         """Tell whether all is committed, or put the delivery off; None where that is to be found out by C-FIND."""
         asked = self._asked.of(claim)
-        if not asked or (asked[-1].is_open and asked[-1].age >= timeout):
+        if not asked or (all(one.is_open for one in asked) and asked[-1].age >= timeout):
             if len(asked) >= _MOST_REQUESTS:
                 self._give_up(claim, timeout)
                 return None
@@ -176,10 +180,10 @@ class Confirmation:
         An object that is not shown is asked for again until the time is over; then it is lost, and sent again.
         """
         timeout = self._destination.verify_timeout
-        if timeout is None:
+        if timeout is None or self._searchable is None:
             return True
         taken = self._deliveries.taken(claim)
-        found = self._whereabouts([self._outgoing(o) for o in taken])
+        found = self._searchable.whereabouts([self._outgoing(o) for o in taken])
         self._note(claim, taken, found, where)
         hidden = {uid for uid, text in found.items() if text is None}
         if not hidden:
@@ -195,12 +199,6 @@ class Confirmation:
             reason = f"{said} did not show it within {timeout:g} s: look into its log for why it was lost."
             self.set_back(claim, self._first_wait, reason, where, lost)
         return False
-
-    def _whereabouts(self, objects: list[Outgoing]) -> dict[str, str | None]:
-        if self._archive is not None:
-            return self._archive.whereabouts(objects)
-        hidden = {o.sop_instance_uid for o in self._destination.missing(objects)}
-        return {uid: None if uid in hidden else "" for uid in (o.sop_instance_uid for o in objects)}
 
     def _note(self, claim: Claim, objects: list[FrozenObject], found: Mapping[str, str | None], where: Where) -> None:
         """Keep how objects are filed, and say so where it is not as they were sent."""

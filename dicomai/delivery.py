@@ -37,7 +37,10 @@ log = structlog.get_logger()
 _LEASE_SECONDS = 60.0
 
 _LONGEST_ECHO_WAIT = 60.0
-"""Seconds between two C-ECHO to a destination that is away; they cost nothing, and results wait."""
+"""Seconds between two questions to a destination whether it is there; they log in nowhere, and results wait."""
+
+_LONGEST_REFUSED_WAIT = 600.0
+"""Seconds between two results to a destination that is there and does not let us in; some lock out who goes on."""
 
 
 class Lane(Protocol):
@@ -145,9 +148,10 @@ class Delivery:
             self._confirmation.set_back(claim, wait, str(error), where)
         else:
             log.warning("not delivered yet", error=str(error), next_try_in_s=round(wait), **where)
-            self._worklist.postpone(claim, wait, str(error))
+            self._worklist.postpone(claim, wait, str(error), counts=not is_away)
             if is_away:
-                self._circuit.missed(str(error), claim.item)
+                longest = _LONGEST_REFUSED_WAIT if isinstance(error, NotAdmittedError) else _LONGEST_ECHO_WAIT
+                self._circuit.missed(str(error), claim.item, longest)
 
     def _settle(self, claim: Claim) -> list[FrozenObject] | None:
         """Give the objects to send, bearing the patient's and the study's attributes as they are now.
@@ -160,8 +164,10 @@ class Delivery:
                 self._worklist.hold(claim, why)
                 return None
             objects = self._worklist.result(claim)
-            fresh = self._restated(claim, objects)
-            if fresh and self._worklist.was_sent(claim):
+            was_sent = self._worklist.was_sent(claim)
+            # Before the first sending, of every object: what goes to others only would else be found changed too late.
+            fresh = self._restated(claim, objects if was_sent else self._worklist.whole(claim))
+            if fresh and was_sent:
                 self._worklist.hold(
                     claim,
                     "The patient's or the study's attributes changed after a part of this result was sent; "
@@ -201,7 +207,7 @@ class _Circuit:
     """Whether a destination is sent to. One that gave no association is asked by itself until it is there again.
 
     Deliveries wait meanwhile and use up no attempts. Waits grow until an object was accepted: a destination that
-    answers a C-ECHO and then refuses what is to be sent is not called without end.
+    answers when it is asked and then refuses what is to be sent is called ever less.
     """
 
     def __init__(
@@ -240,13 +246,13 @@ class _Circuit:
         log.info("the destination is there again", destination=self._destination.name)
         return True
 
-    def missed(self, reason: str, item: int | None = None) -> None:
+    def missed(self, reason: str, item: int | None = None, longest: float = _LONGEST_ECHO_WAIT) -> None:
         """Open: there was no association, which a delivery found out, if one is named."""
         is_news = self._ask_at is None
         self._misses += 1
         if item is not None:
             self._found_out.add(item)
-        wait = min(self._wait(self._misses), _LONGEST_ECHO_WAIT)
+        wait = min(self._wait(self._misses), longest)
         self._ask_at = self._deliveries.now() + timedelta(seconds=wait)
         self._deliveries.explain(self._destination.name, self._owner, reason, "unreachable" if is_news else "")
         if is_news:

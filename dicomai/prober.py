@@ -8,12 +8,13 @@ import structlog
 
 from dicomai.database import Database, owner_name
 from dicomai.database.probes import Probes
-from dicomai.errors import ConfigurationError, DeliveryError
+from dicomai.errors import ConfigurationError, DeliveryError, StoreError
 from dicomai.profiles import Profile, denied
 
 log = structlog.get_logger()
 
 _INTERVAL = 86400.0
+_AGAIN = 60.0
 
 Ask = Callable[[], frozenset[tuple[str, str]]]
 """Asks a destination what it accepts: SOP Class UID and Transfer Syntax UID of each presentation context.
@@ -43,8 +44,17 @@ class Prober:
         while not stop.is_set():
             for name in self._destinations:
                 if not stop.is_set():
-                    self.probe(name)
+                    self._probe(name, stop)
             stop.wait(_INTERVAL)
+
+    def _probe(self, name: str, stop: threading.Event) -> None:
+        while not stop.is_set():
+            try:
+                self.probe(name)
+                break
+            except StoreError as error:  # nobody would miss this thread
+                log.error("what was probed could not be kept", destination=name, error=str(error))
+                stop.wait(_AGAIN)
 
     def probe(self, name: str) -> None:
         """Probe one destination; that it is away is no fault, deliveries say so themselves."""

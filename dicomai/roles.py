@@ -288,7 +288,8 @@ def _worker(settings: Settings, cue: _Cue) -> None:
 
 def _delivery(settings: Settings, cue: _Cue) -> None:
     from dicomai import delivery
-    from dicomai.database import Database
+    from dicomai.database import Database, owner_name
+    from dicomai.database.deliveries import Deliveries
     from dicomai.destinations import open_destination
     from dicomai.withdrawer import Withdrawer
 
@@ -306,6 +307,15 @@ def _delivery(settings: Settings, cue: _Cue) -> None:
         )
         for one in settings.destination
     ]
+    left = Deliveries(database).orphaned(
+        [one.name for one in settings.destination], owner_name("delivery", os.getpid())
+    )
+    if left:
+        logger.warning(
+            "deliveries go to destinations that are not in the configuration",
+            deliveries=left,
+            remedy="see the reasons in `dicomai worklist`: add the destinations, or cancel the items",
+        )
     withdrawer = Withdrawer(store, database, timezone=settings.node.timezone)
     cue.ready()
     delivery.run([*lanes, withdrawer, _prober(settings, database)], cue.stop)

@@ -33,11 +33,12 @@ def destination(settings: Settings, text: str) -> Destination:
 def echo(settings: Settings, name: str, *, as_json: bool) -> int:
     """Verify a destination: an AE by C-ECHO, an origin server by a search that finds nothing, SFTP by a login."""
     entry = destination(settings, name)
-    seconds = ask(entry, calling_ae=settings.node.ae_title, timeout=settings.delivery.timeout, tls=settings.tls)
+    asked = ask(entry, calling_ae=settings.node.ae_title, timeout=settings.delivery.timeout, tls=settings.tls)
     if as_json:
-        print_json({"destination": entry.name, "seconds": round(seconds, 4)})
+        print_json({"destination": entry.name, "seconds": round(asked.seconds, 4), "remark": asked.remark})
     else:
-        console().print(f"{_whom(entry)} answered {settings.node.ae_title} in {1000 * seconds:.0f} ms.")
+        said = f"{_whom(entry)} answered {settings.node.ae_title} in {1000 * asked.seconds:.0f} ms"
+        console().print(f"{said}: {asked.remark}" if asked.remark else f"{said}.")
     return 0
 
 

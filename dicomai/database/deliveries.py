@@ -17,17 +17,15 @@ from dicomai.workitem import Kind, State
 
 @dataclass(frozen=True, slots=True)
 class Behind:
-    """What a result was made from, and how old it and its delivery are.
+    """What a result was made from, and how old it is.
 
     Attributes:
         series: UIDs of study and series of each input, and the number of its images.
         age: seconds since the result was there.
-        waited: seconds since its delivery was scheduled.
     """
 
     series: tuple[tuple[str, str, int], ...]
     age: float
-    waited: float
 
 
 class Deliveries:
@@ -73,7 +71,7 @@ class Deliveries:
                 session.get_one(Acceptance, (item.id, number)).found = text
 
     def unseen(self, claim: Claim) -> float:
-        """Give the seconds in which what was accepted was asked for and not shown.
+        """Give the seconds in which what is to be there, or was accepted, was asked for and not shown.
 
         Neither the time in which the destination could not be asked counts, nor that in which nobody did.
 
@@ -98,7 +96,7 @@ class Deliveries:
                 for given in holds.origin_of(session, item).inputs
             )
             age = now - session.get_one(Result, item.result_id).created_at
-            return Behind(series, age.total_seconds(), (now - item.created_at).total_seconds())
+            return Behind(series, age.total_seconds())
 
     def set_back(self, claim: Claim, seconds: float, reason: str, most: int, lost: Sequence[int] = ()) -> bool:
         """Let a delivery wait for another attempt after what is borne a few times only; end it after the last.
@@ -144,15 +142,39 @@ class Deliveries:
             item.looks += 1
             put_off(session, self._db.now(session), item, claim.owner, seconds, reason)
 
+    def orphaned(self, known: Sequence[str], actor: str) -> int:
+        """Say of deliveries that nobody works off that their destination is not in the configuration; gives how many.
+
+        Args:
+            known: the destinations that there are.
+            actor: who says it.
+        """
+        with self._db.write() as session:
+            open_ones = session.scalars(
+                sa.select(Workitem).where(
+                    Workitem.kind == Kind.DELIVERY.value,
+                    Workitem.state.in_([State.SCHEDULED.value, State.IN_PROGRESS.value]),
+                    Workitem.destination.not_in(list(known)),
+                )
+            ).all()
+            now = self._db.now(session)
+            for item in open_ones:
+                said = f"Destination '{item.destination}' is not in the configuration: add it, or cancel this item."
+                if item.reason != said:
+                    item.reason = said
+                    audit.record(session, now, actor, "orphaned", workitem=item.id, study=item.study_id, detail=said)
+            return len(open_ones)
+
     def explain(self, destination: str, actor: str, reason: str, event: str = "", begun: Sequence[int] = ()) -> None:
-        """Say of all deliveries that have not begun why they wait.
+        """Say of all deliveries that have not begun why they wait, and let those go on that have.
 
         Args:
             destination: where they go.
             actor: who says it.
             reason: in a sentence; empty when it has passed.
             event: for the audit, which has one row for all of them; none if empty.
-            begun: the numbers of deliveries that had begun and wait for the same reason, which has passed: they go on.
+            begun: the numbers of deliveries that had begun, and wait for what has passed: they go on at once, and each
+                says until then what it met with.
         """
         with self._db.write() as session:
             if begun:
@@ -161,7 +183,7 @@ class Deliveries:
                     Workitem.state == State.IN_PROGRESS.value,
                     Workitem.lease_owner.is_(None),
                 )
-                session.execute(sa.update(Workitem).where(waiting).values(reason=reason, due_at=self._db.now(session)))
+                session.execute(sa.update(Workitem).where(waiting).values(due_at=self._db.now(session)))
             session.execute(
                 sa.update(Workitem)
                 .where(

@@ -206,6 +206,11 @@ class Worklist:
             )
             return [o for o in objects_of(session, item.result_id or 0) if o.id not in taken and wants(item, o.output)]
 
+    def whole(self, claim: Claim) -> list[FrozenObject]:
+        """Give all objects of the result of a delivery, also those that go to other destinations."""
+        with self._db.read() as session:
+            return objects_of(session, session.get_one(Workitem, claim.item).result_id or 0)
+
     def begin_sending(
         self, claim: Claim, seen: Sequence[FrozenObject], keys: dict[int, str], max_age: float | None = None
     ) -> bool:
@@ -301,8 +306,14 @@ class Worklist:
             if withdraw_superseded:
                 withdrawals.withdraw_superseded(session, now, item, claim.owner)
 
-    def postpone(self, claim: Claim, seconds: float, reason: str) -> None:
+    def postpone(self, claim: Claim, seconds: float, reason: str, *, counts: bool = True) -> None:
         """Let the item wait for another attempt.
+
+        Args:
+            claim: the item.
+            seconds: until then.
+            reason: in a sentence.
+            counts: this one is one of those after which the item is given up.
 
         Raises:
             StaleAttemptError: the item is no longer this attempt's; nothing was written.
@@ -310,6 +321,7 @@ class Worklist:
         with self._db.write() as session:
             item = fenced(session, claim)
             item.looked_at = None  # a destination that failed meanwhile could not be asked
+            item.looks += 0 if counts else 1
             put_off(session, self._db.now(session), item, claim.owner, seconds, reason)
 
     def hold(self, claim: Claim, reason: str) -> None:

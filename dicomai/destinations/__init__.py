@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, assert_never
 
 from dicomai import config
 from dicomai.config import DicomDestination, DicomwebDestination, FolderDestination, SftpDestination, TlsSettings
-from dicomai.destinations.base import Accepted, Destination, Outgoing
+from dicomai.destinations.base import Accepted, Asked, Destination, Outgoing
 from dicomai.destinations.dicomweb import Dicomweb
 from dicomai.destinations.dimse import DimseDestination, echo
 from dicomai.destinations.files import SentFile, send_each, send_files
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Accepted",
+    "Asked",
     "Destination",
     "Dicomweb",
     "DimseDestination",
@@ -57,7 +58,7 @@ def open_destination(
             assert_never(entry)
 
 
-def ask(entry: config.Destination, *, calling_ae: str, timeout: float, tls: TlsSettings | None = None) -> float:
+def ask(entry: config.Destination, *, calling_ae: str, timeout: float, tls: TlsSettings | None = None) -> Asked:
     """Verify a destination: an AE by C-ECHO, an origin server by a search that finds nothing, SFTP by a login.
 
     Args:
@@ -66,9 +67,6 @@ def ask(entry: config.Destination, *, calling_ae: str, timeout: float, tls: TlsS
         timeout: seconds without any progress after which an attempt ends.
         tls: the section `[tls]`.
 
-    Returns:
-        Seconds from the request for a connection to the answer.
-
     Raises:
         ConfigurationError: a file that it needs, or a package, is missing or wrong; or it is a folder.
         UnreachableError: no connection, or no answer.
@@ -76,11 +74,11 @@ def ask(entry: config.Destination, *, calling_ae: str, timeout: float, tls: TlsS
     """
     match entry:
         case DicomDestination():
-            return echo(entry, calling_ae=calling_ae, timeout=timeout, tls=tls)
+            return Asked(echo(entry, calling_ae=calling_ae, timeout=timeout, tls=tls))
         case DicomwebDestination():
             return Dicomweb(entry, timeout=timeout, tls=tls).ask()
         case SftpDestination():
-            return _sftp(entry, timeout).ask()
+            return Asked(_sftp(entry, timeout).ask())
         case FolderDestination():
             raise ConfigurationError(f"Destination '{entry.name}' is a folder, which answers nobody.")
         case _:

@@ -46,6 +46,19 @@ Reported = Callable[[Report], bool]
 """Called with a report; tells whether the transaction is one of ours."""
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What came of asking whether a destination is there.
+
+    Attributes:
+        seconds: from the request for a connection to the answer.
+        remark: what a person should look at all the same, in a sentence; empty if nothing.
+    """
+
+    seconds: float
+    remark: str = ""
+
+
 class Destination(Protocol):
     """A way to hand objects over."""
 
@@ -72,14 +85,6 @@ class Destination(Protocol):
             UnreachableError: it cannot.
         """
 
-    def missing(self, objects: Sequence[Outgoing]) -> list[Outgoing]:
-        """Give those of some accepted objects that the destination does not show.
-
-        Raises:
-            UnreachableError: no connection, it broke, or the destination cannot answer for now.
-            RejectedError: the destination does not answer such questions.
-        """
-
     def send(self, objects: Sequence[Outgoing], accepted: Accepted) -> None:
         """Send objects in the order given; the first that is not accepted ends it, later ones are not sent.
 
@@ -96,8 +101,21 @@ class Destination(Protocol):
 
 
 @runtime_checkable
-class Archive(Destination, Protocol):
-    """A destination that answers for what it holds, as a PACS does."""
+class Searchable(Destination, Protocol):
+    """A destination that can be searched for what it holds."""
+
+    def whereabouts(self, objects: Sequence[Outgoing]) -> dict[str, str | None]:
+        """Say of accepted objects, by SOP Instance UID, how they are filed: '' as they were sent, None not at all.
+
+        Raises:
+            UnreachableError: no connection, it broke, or the destination cannot answer for now.
+            RejectedError: the destination does not answer such questions, or not to us.
+        """
+
+
+@runtime_checkable
+class Archive(Searchable, Protocol):
+    """A destination that answers for what it holds, as a PACS does over DIMSE."""
 
     @property
     def ae_title(self) -> str:
@@ -110,14 +128,6 @@ class Archive(Destination, Protocol):
     @property
     def waits_for_source(self) -> bool:
         """Whether a result is sent only once the images are there of which it was made."""
-
-    def whereabouts(self, objects: Sequence[Outgoing]) -> dict[str, str | None]:
-        """Say of accepted objects, by SOP Instance UID, how they are filed: '' as they were sent, None not at all.
-
-        Raises:
-            UnreachableError: no connection, it broke, or the destination cannot answer for now.
-            RejectedError: the destination does not answer such questions.
-        """
 
     def request_commitment(self, objects: Sequence[Outgoing], transaction_uid: str, reported: Reported) -> None:
         """Ask for the commitment of accepted objects, and listen for a while whether the report comes at once.

@@ -3,20 +3,26 @@
 import contextlib
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
 from pydicom.uid import UID
 
 from dicomai.config import DicomwebDestination, TlsSettings
-from dicomai.destinations.base import Accepted, Outgoing
+from dicomai.destinations.base import Accepted, Asked, Outgoing
 from dicomai.destinations.dimse import Answer
-from dicomai.destinations.filing import Filed
+from dicomai.destinations.dimse.find import Place
 from dicomai.destinations.web import Reply, Server
-from dicomai.errors import DeliveryError, NotKeptError, RejectedError
+from dicomai.errors import DeliveryError, NotAdmittedError, NotKeptError, RejectedError
 
-_STUDY, _SOP_INSTANCE = "0020000D", "00080018"
+_TAGS = {
+    "PatientID": "00100020",
+    "StudyInstanceUID": "0020000D",
+    "SeriesInstanceUID": "0020000E",
+    "SOPInstanceUID": "00080018",
+}
+_OFFERS_NONE = frozenset({404, 405, 501})  # to a search: the server has none, or not at this URL
 _REFERENCED_INSTANCE = "00081155"
 _FAILED, _FAILURE_REASON = "00081198", "00081197"
 _OTHER_FAILURES = "0008119A"  # of what the server could not name; each request has one object
@@ -77,13 +83,11 @@ class Dicomweb:
         with contextlib.suppress(RejectedError):
             self.ask()
 
-    def ask(self) -> float:
+    def ask(self) -> Asked:
         """Search for a study that there cannot be, so that nothing of a patient comes.
 
-        A server that offers no search is in order unless the configuration has it asked by QIDO-RS.
-
-        Returns:
-            Seconds from the request for a connection to the answer.
+        A server that offers no search may be in order unless the configuration has it asked by QIDO-RS; or else the URL
+        is wrong, which nobody but a person can tell.
 
         Raises:
             UnreachableError: it is not there.
@@ -92,20 +96,25 @@ class Dicomweb:
         start = time.monotonic()
         reply = self._server.call("GET", f"/studies?{urlencode({'StudyInstanceUID': _NOBODYS_STUDY, 'limit': 1})}")
         seconds = time.monotonic() - start
-        offers_none = reply.status in {400, 404, 405, 501}
-        if not reply.is_success and (self._is_asked or not offers_none):
+        if reply.is_success:
+            return Asked(seconds)
+        if self._is_asked or reply.status not in {400, *_OFFERS_NONE}:
             raise self._server.refused(reply, "a search")
-        return seconds
+        return Asked(seconds, f"{reply.status} to a search, which is in order if it offers none; else check url.")
 
-    def missing(self, objects: Sequence[Outgoing]) -> list[Outgoing]:
-        """Give those of some accepted objects that QIDO-RS does not show in their study and series.
+    def whereabouts(self, objects: Sequence[Outgoing]) -> dict[str, str | None]:
+        """Say by QIDO-RS, by SOP Instance UID, how accepted objects are filed: '' as they were sent, None not at all.
 
         Raises:
             UnreachableError: no connection, it broke, or the server cannot answer for now.
+            NotAdmittedError: the server does not let us search.
             RejectedError: the server offers no such search, or refuses it.
         """
+        patients: dict[str, set[str]] = {}
         try:
-            return [outgoing for outgoing in objects if not self._shows(outgoing)]
+            return {o.sop_instance_uid: self._whereabouts(Place.of(o), patients) for o in objects}
+        except NotAdmittedError:  # until a person corrects that; what was accepted is there all the same
+            raise
         except RejectedError as error:
             raise RejectedError(f"What was accepted cannot be looked for: {error}") from error
 
@@ -163,8 +172,8 @@ class Dicomweb:
             )
         answer = Answer(reason)
         if reason == _DUPLICATE:
-            self._look_for(outgoing, answer.error(what, self._server))
-            return _DUPLICATE, f"{answer.meaning}; QIDO-RS shows it there"
+            shown = self._looked_for(outgoing, answer.error(what, self._server))
+            return _DUPLICATE, f"{answer.meaning}; {shown}"
         raise answer.error(what, self._server)
 
     def _looked_up(self, outgoing: Outgoing, reply: Reply) -> tuple[int, str]:
@@ -174,34 +183,58 @@ class Dicomweb:
             raise RejectedError(
                 f"{said} Set verify of the [[destination]] to 'qido' if it can be searched, so that it is looked for."
             )
-        self._look_for(outgoing, said)
-        return 0x0000, "the answer does not name it; QIDO-RS shows it there"
+        return 0x0000, f"the answer does not name it; {self._looked_for(outgoing, said)}"
 
-    def _look_for(self, outgoing: Outgoing, said: DeliveryError | str) -> None:
-        """Make sure that an object is there.
+    def _looked_for(self, outgoing: Outgoing, said: DeliveryError | str) -> str:
+        """Make sure that an object is there; gives what to say of it.
 
         Raises:
             NotKeptError: it is not shown, yet or at all.
+            NotAdmittedError: the server does not let us search.
             RejectedError: the server offers no such search.
             UnreachableError: the server cannot answer for now.
         """
         try:
-            shown = self._shows(outgoing)
+            where = self._whereabouts(Place.of(outgoing), {})
+        except NotAdmittedError:
+            raise
         except RejectedError as error:
             raise RejectedError(f"{said} QIDO-RS cannot tell whether it is there: {error}") from error
-        if not shown:
+        if where is None:
             raise NotKeptError(f"{said} QIDO-RS does not show it there.")
+        return f"QIDO-RS shows it there{', ' if where else ''}{where}"
 
-    def _shows(self, outgoing: Outgoing) -> bool:
-        filed = Filed.of(outgoing, self.name)
-        keys = {
-            "StudyInstanceUID": filed.study_instance_uid,
-            "SeriesInstanceUID": filed.series_instance_uid,
-            "SOPInstanceUID": filed.sop_instance_uid,
-        }
-        reply = self._server.call("GET", f"/instances?{urlencode(keys)}")
+    def _whereabouts(self, place: Place, patients: dict[str, set[str]]) -> str | None:
+        """Say how an object is filed, as `Finder.whereabouts` does over DIMSE.
+
+        Args:
+            place: where it belongs.
+            patients: Patient IDs by study that are known already; more are added.
+        """
+        study = place.study_instance_uid
+        if self._search("instances", place.keys):
+            if study not in patients:
+                found = self._search("studies", {"StudyInstanceUID": study})
+                patients[study] = {value for match in found for value in _texts(match, "PatientID")}
+            return "filed under another PatientID" if patients[study] - {"", place.patient_id} else ""
+        try:
+            found = self._search("instances", {"SOPInstanceUID": place.sop_instance_uid})
+        except NotAdmittedError:
+            raise
+        except RejectedError:  # relational, which a server need not offer
+            return None
+        if not found:
+            return None
+        others = {value for match in found for value in _texts(match, "StudyInstanceUID")} - {study}
+        return f"filed under another {'StudyInstanceUID' if others else 'SeriesInstanceUID'}"
+
+    def _search(self, level: str, keys: Mapping[str, str]) -> list[object]:
+        """Search at a level, and give the matches that are what was asked for: some servers pass over keys."""
+        reply = self._server.call("GET", f"/{level}?{urlencode(keys)}")
         if reply.status == 204:
-            return False
+            return []
+        if reply.status in _OFFERS_NONE:
+            raise RejectedError(str(self._server.refused(reply, "a search")))
         if not reply.is_success:
             raise self._server.refused(reply, "a search")
         found = reply.json()
@@ -209,12 +242,16 @@ class Dicomweb:
             raise RejectedError(
                 f"{self._server} answered a search with what is no list in JSON: check url, then retry."
             )
-        # A server may pass over a key that it does not support.
-        return any(
-            _values(match, _SOP_INSTANCE) == [filed.sop_instance_uid]
-            and _values(match, _STUDY) in ([filed.study_instance_uid], [])
+        own = "StudyInstanceUID" if level == "studies" else "SOPInstanceUID"
+        return [
+            match
             for match in found
-        )
+            if _texts(match, own) == [keys[own]] and all(_texts(match, k) in ([keys[k]], []) for k in keys)
+        ]
+
+
+def _texts(match: object, keyword: str) -> list[str]:
+    return [str(value).strip("\0 ") for value in _values(match, _TAGS[keyword]) if value is not None]
 
 
 def _entry(module: object, sequence: str, outgoing: Outgoing) -> object | None:

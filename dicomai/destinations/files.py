@@ -11,7 +11,14 @@ from dicomai.config import DicomDestination, TlsSettings
 from dicomai.destinations.base import Destination, Outgoing
 from dicomai.destinations.dimse import MAX_CONTEXTS, StorageLink, associate
 from dicomai.destinations.dimse.association import Peer
-from dicomai.errors import DeliveryError, NoAssociationError, NotKeptError, RejectedError, UnreachableError
+from dicomai.errors import (
+    DeliveryError,
+    NoAssociationError,
+    NotAdmittedError,
+    NotKeptError,
+    RejectedError,
+    UnreachableError,
+)
 
 _MEDIA_STORAGE_DIRECTORY = "1.2.840.10008.1.3.10"
 
@@ -101,7 +108,7 @@ def send_each(paths: Iterable[Path], destination: Destination, *, progress: Prog
     """Send DICOM files as they are, each by itself, over any transport.
 
     A file that is refused does not keep the next from being sent; a destination that cannot be reached any more, or
-    takes nothing for now, ends the sending.
+    takes nothing for now, or does not let us in, ends the sending.
 
     Args:
         paths: files, and folders in which every file is meant.
@@ -113,6 +120,7 @@ def send_each(paths: Iterable[Path], destination: Destination, *, progress: Prog
 
     Raises:
         NoAssociationError: there was no connection to begin with.
+        NotAdmittedError: the destination does not let us in.
     """
     files, outcomes = _look_through(paths)
     unreadable = len(outcomes)
@@ -120,12 +128,14 @@ def send_each(paths: Iterable[Path], destination: Destination, *, progress: Prog
     for number, file in enumerate(files):
         try:
             note(_hand_over(destination, file))
-        except (RejectedError, NotKeptError) as error:
-            note(SentFile(file.path, None, str(error), is_accepted=False))
-        except UnreachableError as error:
-            if number == 0 and isinstance(error, NoAssociationError):
+        except (UnreachableError, RejectedError) as error:
+            is_away = isinstance(error, NoAssociationError | NotAdmittedError)
+            if isinstance(error, RejectedError | NotKeptError) and not is_away:
+                note(SentFile(file.path, None, str(error), is_accepted=False))
+                continue
+            if number == 0 and is_away:
                 raise
-            for left in files[number:]:
+            for left in files[number:]:  # a password that is refused is not tried once per file
                 note(SentFile(left.path, None, str(error), is_accepted=False))
             break
     return outcomes

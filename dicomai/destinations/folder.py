@@ -11,6 +11,8 @@ from dicomai.destinations.base import Accepted, Outgoing
 from dicomai.destinations.filing import Filed
 from dicomai.errors import RejectedError, UnreachableError
 
+_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
+
 
 class Folder:
     """A folder, local or mounted, into which others look."""
@@ -42,11 +44,6 @@ class Folder:
     def reach(self) -> None:
         """Do nothing: whether a folder can be written, writing shows."""
 
-    def missing(self, objects: Sequence[Outgoing]) -> list[Outgoing]:
-        """Give none: who looks into the folder may take files away."""
-        del objects
-        return []
-
     def send(self, objects: Sequence[Outgoing], accepted: Accepted) -> None:
         """Write objects in the order given, each under a temporary name first; one that is there already is left.
 
@@ -70,12 +67,7 @@ class Folder:
 
     def _write(self, outgoing: Outgoing, target: Path) -> None:
         if target.exists():
-            if target.read_bytes() != outgoing.data:
-                raise RejectedError(
-                    f"Destination '{self.name}' holds another object with the UID {outgoing.sop_instance_uid}:"
-                    " move that file away, then retry."
-                )
-            _sync(target.parent)  # an attempt before this one may have ended between the two
+            self._compare(outgoing, target)
             return
         _make(target.parent)
         temporary = target.with_name(f".{uuid.uuid4().hex}.part")
@@ -84,10 +76,36 @@ class Folder:
                 stream.write(outgoing.data)
                 stream.flush()
                 os.fsync(stream.fileno())
-            temporary.replace(target)
+            _name(temporary, target)
+        except FileExistsError:  # it came between the look and the writing
+            self._compare(outgoing, target)
         finally:
             temporary.unlink(missing_ok=True)
         _sync(target.parent)
+
+    def _compare(self, outgoing: Outgoing, target: Path) -> None:
+        if target.stat().st_size != len(outgoing.data) or target.read_bytes() != outgoing.data:
+            raise RejectedError(
+                f"Destination '{self.name}' holds another object with the UID {outgoing.sop_instance_uid}:"
+                " move that file away, then retry."
+            )
+        _sync(target.parent)  # an attempt before this one may have ended between the two
+
+
+def _name(temporary: Path, target: Path) -> None:
+    """Give a whole file its name.
+
+    Raises:
+        FileExistsError: there is one of that name. Where the file system has no hard links, it is only looked for.
+    """
+    try:
+        os.link(temporary, target)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if target.exists():
+            raise FileExistsError(target) from error
+        temporary.replace(target)
 
 
 def _make(folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 import contextlib
 import logging
+import re
+import socket
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -66,13 +68,19 @@ class Sftp:
         return None
 
     def reach(self) -> None:
-        """Ask whether the server is there; one that talks to us, and be it to refuse, is.
+        """Ask whether a server is there that says anything; without a login, for some lock out who fails too often.
 
         Raises:
-            UnreachableError: it is not.
+            NoAssociationError: there is none.
         """
-        with contextlib.suppress(RejectedError):
-            self.ask()
+        s = self._settings
+        try:
+            with socket.create_connection((s.host, s.port), self._timeout) as connection:
+                says_something = bool(connection.recv(1))  # the server speaks first (RFC 4253 4.2)
+        except (OSError, UnicodeError) as error:
+            raise self._not_connected(error) from error
+        if not says_something:
+            raise self._not_connected(EOFError())
 
     def ask(self) -> float:
         """Log in.
@@ -87,11 +95,6 @@ class Sftp:
         start = time.monotonic()
         with self._session():
             return time.monotonic() - start
-
-    def missing(self, objects: Sequence[Outgoing]) -> list[Outgoing]:
-        """Give none: who looks into the folder may take files away."""
-        del objects
-        return []
 
     def send(self, objects: Sequence[Outgoing], accepted: Accepted) -> None:
         """Write objects in the order given, each under a temporary name first; one that is there already is left.
@@ -110,8 +113,8 @@ class Sftp:
 
     def _write(self, sftp: paramiko.SFTPClient, outgoing: Outgoing, target: PurePosixPath) -> None:
         try:
-            held = _read(sftp, target)
-            if held is None:
+            is_same = _is_same(sftp, outgoing.data, target)
+            if is_same is None:
                 _put(sftp, outgoing.data, target)
         except TimeoutError:
             raise
@@ -120,7 +123,7 @@ class Sftp:
                 f"{self} could not write {outgoing.sop_instance_uid} ({error.strerror or error}): check that"
                 f" {self._settings.path} is writable there and not full."
             ) from error
-        if held is not None and held != outgoing.data:
+        if is_same is False:
             raise RejectedError(
                 f"{self} holds another object with the UID {outgoing.sop_instance_uid}: move that file away, then"
                 " retry."
@@ -168,23 +171,36 @@ class Sftp:
                 ) from error
             raise NoAssociationError(f"{self} gave no session of SFTP: see its log.") from error
         except (OSError, EOFError, UnicodeError) as error:
-            why = getattr(error, "strerror", None) or type(error).__name__
-            raise NoAssociationError(
-                f"{self} cannot be connected to ({why}): check that it runs, its host and port, and the firewall"
-                " between."
-            ) from error
+            raise self._not_connected(error) from error
         sftp.get_channel().settimeout(self._timeout)
         return sftp
+
+    def _not_connected(self, error: Exception) -> NoAssociationError:
+        why = getattr(error, "strerror", None) or type(error).__name__
+        return NoAssociationError(
+            f"{self} cannot be connected to ({why}): check that it runs, its host and port, and the firewall between."
+        )
 
     def _keys(self, client: paramiko.SSHClient) -> paramiko.PKey | None:
         """Read the host keys, and our private key, which is given; at every call, so that none is stale."""
         s = self._settings
         client.set_missing_host_key_policy(paramiko.RejectPolicy())  # nobody is there to be asked
         try:
-            client.load_host_keys(str(s.known_hosts))
+            has_markers = re.search(r"^\s*@", s.known_hosts.read_text(encoding="utf-8"), re.MULTILINE) is not None
+            if not has_markers:
+                client.load_host_keys(str(s.known_hosts))
         except (OSError, UnicodeDecodeError) as error:
             why = getattr(error, "strerror", None) or "it is no text"
             raise ConfigurationError(f"known_hosts {s.known_hosts} cannot be read: {why}.") from error
+        except paramiko.hostkeys.InvalidHostKey as error:
+            raise ConfigurationError(
+                f"known_hosts {s.known_hosts} has a line that is no host key: write it as ssh-keyscan does."
+            ) from error
+        if has_markers:  # which the library may pass over, and then trust a key that is revoked
+            raise ConfigurationError(
+                f"known_hosts {s.known_hosts} has a line with @cert-authority or @revoked, which is not understood:"
+                " enter the host keys themselves, and take out those that are revoked."
+            )
         if not client.get_host_keys():
             raise ConfigurationError(f"known_hosts {s.known_hosts} has no host key, as ssh-keyscan writes it.")
         if s.key is None:
@@ -193,20 +209,23 @@ class Sftp:
             return paramiko.PKey.from_path(s.key)
         except OSError as error:
             raise ConfigurationError(f"key {s.key} cannot be read: {error.strerror}.") from error
-        except (paramiko.SSHException, ValueError, TypeError) as error:
+        except (paramiko.SSHException, paramiko.pkey.UnknownKeyType, ValueError, TypeError) as error:
             raise ConfigurationError(
-                f"key {s.key} has to be a private key of SSH, without a passphrase ({type(error).__name__})."
+                f"key {s.key} has to be a private key of SSH, such as ssh-keygen -t ed25519 makes, without a passphrase"
+                f" ({type(error).__name__})."
             ) from error
 
 
-def _read(sftp: paramiko.SFTPClient, target: PurePosixPath) -> bytes | None:
-    """Read a file; None where there is none."""
+def _is_same(sftp: paramiko.SFTPClient, data: bytes, target: PurePosixPath) -> bool | None:
+    """Tell whether a file has these bytes; None where there is none. Only one of the same length is read."""
     buffer = BytesIO()
     try:
+        if sftp.stat(str(target)).st_size != len(data):
+            return False
         sftp.getfo(str(target), buffer)
     except FileNotFoundError:
         return None
-    return buffer.getvalue()
+    return buffer.getvalue() == data
 
 
 def _put(sftp: paramiko.SFTPClient, data: bytes, target: PurePosixPath) -> None:

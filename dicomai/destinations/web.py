@@ -4,7 +4,9 @@ import base64
 import contextlib
 import http.client
 import json
+import socket
 import ssl
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -131,7 +133,9 @@ class Server:
                         None if body is None else _blocks(body),
                         {**self._headers(), **(headers or {})},
                     )
-                return self._reply(connection.getresponse())
+                with _within(self._timeout, connection.sock):
+                    answer = connection.getresponse()
+                return self._reply(answer)
             except (OSError, http.client.HTTPException) as error:
                 raise self._broken(error) from error
 
@@ -197,6 +201,35 @@ class Server:
         fault = fault_of(error)
         kind = NoAssociationError if fault.mends_itself else NotAdmittedError
         return kind(f"{self} cannot be talked to by TLS, {fault.reason}: {fault.remedy}.")
+
+
+@contextlib.contextmanager
+def _within(seconds: float, connection: socket.socket) -> Iterator[None]:
+    """Cut a connection after that time in all: what comes byte by byte would keep the time-out of each call off.
+
+    Raises:
+        TimeoutError: it was cut, whatever came before.
+    """
+    is_over = threading.Event()
+
+    def cut() -> None:
+        is_over.set()
+        with contextlib.suppress(OSError):  # closed already
+            socket.socket.shutdown(connection, socket.SHUT_RDWR)  # below TLS, which another thread is reading
+
+    timer = threading.Timer(seconds, cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except (OSError, http.client.HTTPException) as error:
+        if is_over.is_set():
+            raise TimeoutError from error
+        raise
+    finally:
+        timer.cancel()
+    if is_over.is_set():  # the end of a connection ends a head without an error
+        raise TimeoutError
 
 
 def _blocks(body: Iterable[bytes]) -> Iterator[memoryview]:

@@ -39,11 +39,11 @@ def test_orthanc_shows_what_it_has_and_not_what_it_lost(tmp_path: Path, demo_stu
         )
         destination = DimseDestination(entry, calling_ae="DICOMAI", timeout=10.0)
         destination.reach()
-        assert destination.missing(objects) == objects
+        assert set(destination.whereabouts(objects).values()) == {None}
         taken: list[Outgoing] = []
         destination.send(objects, lambda sent, *_: taken.append(sent))
         assert taken == objects
-        assert destination.missing(objects) == []
+        assert set(destination.whereabouts(objects).values()) == {""}
         with finding(Peer(entry, "DICOMAI", 10.0, TlsSettings())) as finder:
             here = Place.of(objects[0])
             assert finder.whereabouts(here) == ""
@@ -56,7 +56,8 @@ def test_orthanc_shows_what_it_has_and_not_what_it_lost(tmp_path: Path, demo_stu
             assert finder.whereabouts(elsewhere) == "filed under another StudyInstanceUID"
         (lost,) = pacs.instances(SOPInstanceUID=objects[1].sop_instance_uid)
         pacs.request(f"/instances/{lost}", method="DELETE")
-        assert destination.missing(objects) == [objects[1]]
+        where = destination.whereabouts(objects)
+        assert [o for o in objects if where[o.sop_instance_uid] is None] == [objects[1]]
 
 
 def test_orthanc_commits_what_it_has_and_gets_again_what_it_lost(

@@ -13,7 +13,7 @@ from dicomai.destinations import Outgoing, ask, open_destination, sftp
 from dicomai.destinations.filing import Filed
 from dicomai.errors import NoAssociationError, NotAdmittedError, RejectedError, UnreachableError
 from tests.acceptance.sshd import Sshd, keygen, sshd
-from tests.dimse import HOST
+from tests.dimse import HOST, wait_until
 from tests.integration.test_destinations import outgoing
 
 
@@ -38,7 +38,7 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_files_lie_by_study_and_series_and_a_second_sending_changes_nothing(server: Sshd, tmp_path: Path) -> None:
     objects = [replace(o, data=o.data + bytes(3_000_000)) for o in outgoing(2)]
     entry = server.entry(path=str(tmp_path / "new" / "results"))
-    assert ask(entry, calling_ae="X", timeout=10.0) < 10
+    assert ask(entry, calling_ae="X", timeout=10.0).seconds < 10
     for _ in range(2):
         assert send(entry, *objects) == [o.sop_instance_uid for o in objects]
         expected = {"/".join(Filed.of(o, "files").parts): o.data for o in objects}
@@ -51,13 +51,38 @@ def test_another_object_under_the_same_uid_is_not_overwritten(
     (one,) = outgoing(1)
     entry = server.entry(path=str(tmp_path))
     send(entry, one)
-    changed = replace(one, data=one.data + b"\0\0")
+    changed = replace(one, data=one.data[:-1] + b"\1")
     with pytest.raises(RejectedError, match="holds another object"):
         send(entry, changed)
-    monkeypatch.setattr(sftp, "_read", lambda *_: None)  # it comes between the look and the writing
+    monkeypatch.setattr(sftp, "_is_same", lambda *_: None)  # it comes between the look and the writing
     with pytest.raises(UnreachableError, match="could not write"):
         send(entry, changed)
     assert list(files(tmp_path).values()) == [one.data]
+
+
+def test_a_file_that_is_longer_than_the_object_is_not_read(
+    server: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (one,) = outgoing(1)
+    target = tmp_path.joinpath(*Filed.of(one, "files").parts)
+    target.parent.mkdir(parents=True)
+    with target.open("wb") as stream:
+        stream.truncate(1 << 40)
+    monkeypatch.delattr("paramiko.SFTPClient.getfo")
+    with pytest.raises(RejectedError, match="holds another object"):
+        send(server.entry(path=str(tmp_path)), one)
+
+
+def test_asking_whether_it_is_there_is_no_login(server: Sshd, tmp_path: Path) -> None:
+    keygen(tmp_path / "stranger")
+    log = server.folder / "sshd.log"
+    before = log.read_text(encoding="utf-8").count("authenticating user")
+    destination = open_destination(server.entry(key=tmp_path / "stranger"), calling_ae="X", timeout=10.0)
+    destination.reach()
+    with pytest.raises(NotAdmittedError, match="does not let"):
+        destination.send(outgoing(1), lambda *_: None)
+    wait_until(lambda: log.read_text(encoding="utf-8").count("authenticating user") > before)
+    assert log.read_text(encoding="utf-8").count("authenticating user") == before + 1
 
 
 def test_a_folder_that_cannot_be_written_leaves_nothing(server: Sshd, tmp_path: Path) -> None:

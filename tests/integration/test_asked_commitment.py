@@ -268,6 +268,17 @@ class TestOnAnother:
             lane.step()
         assert (delivery(bed).state, len(pacs.asked)) == (State.COMPLETED, 2)
 
+    def test_it_counts_even_when_the_last_request_has_run_out(self, bed: Bed) -> None:
+        pacs = Committer()
+        with pacs.open(), hearing(bed) as port:
+            lane = bed.delivery(pacs.destination())
+            for _ in range(3):
+                lane.step()
+                bed.turn(HOUR)
+            assert report_there(port, report_on(*pacs.asked[0], {})) == 0x0000
+            lane.step()
+        assert (delivery(bed).state, len(pacs.asked)) == (State.COMPLETED, 3)
+
 
 @pytest.mark.usefixtures("in_haste")
 class TestRefused:

@@ -15,6 +15,7 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate
 from pynetdicom import AE, build_context, evt
 from pynetdicom.association import Association
 from pynetdicom.events import Event
+from structlog.testing import capture_logs
 
 from dicomai.commands import check
 from dicomai.config import Settings
@@ -248,12 +249,10 @@ class TestWhereItIsTold:
             rig.wait_for("REPORTED")
         assert len(told.reports) > 1
 
-    def test_one_that_nobody_knows_how_to_call_is_given_up_after_days(
-        self, bed: Bed, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_one_that_nobody_knows_how_to_call_is_given_up_after_days(self, bed: Bed) -> None:
         images = series(shape=(1, 4, 4))
         bed.take(images)
-        with running(bed, source=[]) as rig:
+        with capture_logs() as logs, running(bed, source=[]) as rig:
             ask_and_go(rig, names(images))
             wait_until(lambda: rig.rows[0].reason, 8)
             assert "no [[source]] has this AE title" in rig.rows[0].reason
@@ -261,7 +260,7 @@ class TestWhereItIsTold:
             row = rig.wait_for("GIVEN UP")
         assert row.reason.startswith("Given up after 3 days: CT01 has ended its association")
         assert "commitment given up" in [audit.event for audit in bed.rows(Audit)]
-        assert "storage commitment is given up" in capsys.readouterr().out
+        assert "storage commitment is given up" in [line["event"] for line in logs]
 
 
 def file_of(rig: Rig, image: FileDataset) -> Path:

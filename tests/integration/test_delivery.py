@@ -15,6 +15,7 @@ from pydicom.filereader import read_dataset
 from structlog.testing import capture_logs
 
 from dicomai.config import FolderDestination
+from dicomai.database.deliveries import Deliveries
 from dicomai.database.tables import Acceptance, Result, ResultObject
 from dicomai.database.tables import Workitem as Row
 from dicomai.destinations import Destination, Outgoing, open_destination
@@ -340,9 +341,6 @@ def test_a_destination_that_fails_in_its_own_way(bed: Bed) -> None:
         def reach(self) -> None:
             raise AssertionError
 
-        def missing(self, _objects: Sequence[Outgoing]) -> list[Outgoing]:
-            raise AssertionError
-
         def send(self, objects: Sequence[Outgoing], accepted: Accepted) -> None:
             accepted(objects[0], 0x0000, "")
             raise UnreachableError("The line broke.")
@@ -351,3 +349,32 @@ def test_a_destination_that_fails_in_its_own_way(bed: Bed) -> None:
     bed.delivery(Broken()).step()
     assert delivery(bed).reason == "The line broke."
     assert len(bed.rows(Acceptance)) == 1
+
+
+def test_a_delivery_to_a_destination_that_is_no_more_says_so(bed: Bed) -> None:
+    analysed(bed, "pacs", "gone")
+    deliveries = Deliveries(bed.database)
+    assert deliveries.orphaned(["pacs"], "delivery") == deliveries.orphaned(["pacs"], "delivery") == 1
+    to_pacs, to_gone = bed.items("delivery")
+    assert (to_pacs.reason, to_gone.reason) == (
+        "", "Destination 'gone' is not in the configuration: add it, or cancel this item.",
+    )  # fmt: skip
+    assert bed.events(to_gone.id).count("orphaned") == 1
+
+
+def test_what_another_destination_gets_is_restated_before_the_first_sending(bed: Bed) -> None:
+    """A corrected attribute goes out with every object, whichever of two destinations of other profiles is first."""
+    images = series(modality="MR", shape=(3, 12, 16), AccessionNumber="OLD")
+    bed.take(images)
+    bed.plan(route(outputs=("seg", "sr", "keyimage"), destinations=("old", "pacs")))
+    assert bed.worker().step()
+    bed.take([changed(image, AccessionNumber="NEW") for image in images])
+    with bed.database.write() as session:
+        for row, wanted in zip(bed.items("delivery"), (["keyimage"], ["seg", "sr"]), strict=True):
+            item = session.get_one(Row, row.id)
+            item.route = {**item.route, "wanted": wanted}
+    with scp() as old, scp() as pacs:
+        assert bed.delivery(pacs_of(old, "old")).step()
+        assert bed.delivery(pacs_of(pacs)).step()
+    assert [len(old.received), len(pacs.received)] == [1, 2]
+    assert {read(one).AccessionNumber for one in [*old.received, *pacs.received]} == {"NEW"}

@@ -7,6 +7,7 @@ import re
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,6 +20,7 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 
 from dicomai.commands import check, wire
 from dicomai.config import DicomwebDestination, Settings, TlsSettings
+from dicomai.database.tables import Acceptance, ResultObject
 from dicomai.destinations import Dicomweb, Outgoing, open_destination, send_each
 from dicomai.destinations.filing import Filed
 from dicomai.errors import (
@@ -29,9 +31,11 @@ from dicomai.errors import (
     RejectedError,
     UnreachableError,
 )
+from dicomai.workitem import State
 from tests.beds import Bed
 from tests.certificates import Authority
 from tests.dimse import HOST, free_port
+from tests.integration.test_delivery import analysed, delivery
 from tests.integration.test_destinations import outgoing
 from tests.integration.test_dicomweb import TOKEN, Web
 from tests.synthetic import encode, series
@@ -150,13 +154,13 @@ class TestOurOwnServer:
             )
             destination = Dicomweb(there, timeout=10.0)
             destination.reach()
-            assert destination.ask() < 10  # which offers no search
+            assert "check url" in destination.ask().remark  # for it offers no search
             assert send(destination, *objects) == [(o.sop_instance_uid, 0x0000, "") for o in objects]
             study = Filed.of(objects[0], "node").study_instance_uid
             kept = web.get(f"/dicomweb/studies/{study}", Authorization=f"Bearer {TOKEN}")
             assert sorted(map(data_set, kept)) == sorted(data_set(o.data) for o in objects)
             with pytest.raises(RejectedError, match="cannot be looked for"):
-                destination.missing(objects)
+                destination.whereabouts(objects)
             with pytest.raises(RejectedError, match=r"0122 .*look up the reason in its log"):
                 send(
                     destination,
@@ -179,7 +183,8 @@ class TestOurOwnServer:
             there = {"type": "dicomweb", "name": "node", "url": f"http://{HOST}:{web.port}/dicomweb"}
             settings = Settings.model_validate({"destination": [there]})
             assert wire.echo(settings, "node", as_json=False) == 0
-            assert "answered DICOMAI in" in capsys.readouterr().out
+            said = " ".join(capsys.readouterr().out.split())
+            assert re.search(r"answered DICOMAI in \d+ ms: 405 to a search, which is in order if", said)
             assert wire.send(settings, sorted(tmp_path.glob("*.dcm")), "node", as_json=False) == 1
             said = capsys.readouterr()
         assert "2 of 3 files accepted by node" in said.out
@@ -270,35 +275,47 @@ class TestSearch:
     def test_what_is_shown(self, stub: Stub) -> None:
         destination = stub.destination(verify="qido")
         assert destination.verify_timeout == 300.0
-        cases: list[tuple[int, Any, bool]] = [
-            (200, [match()], True),
-            (200, [match(**{"00080018": "1.2.3"}), match()], True),  # it passes over the keys
-            (200, [], False),
-            (204, None, False),
-            (200, [match(**{"00080018": "1.2.3"})], False),
-            (200, [match(**{"0020000D": "1.2.3"})], False),  # filed under another study
+        cases: list[tuple[int, Any, str | None]] = [
+            (200, [match()], ""),
+            (200, [match(**{"00080018": "1.2.3"}), match()], ""),  # it passes over the keys
+            (200, [], None),
+            (204, None, None),
+            (200, [match(**{"00080018": "1.2.3"})], None),
+            (200, [match(**{"0020000D": "1.2.3"})], "filed under another StudyInstanceUID"),
+            (200, [match(**{"0020000E": "1.2.3"})], "filed under another SeriesInstanceUID"),
+            (200, [match(**{"00100020": "SOMEBODY ELSE"})], "filed under another PatientID"),
         ]
-        for status, found, is_shown in cases:
+        for status, found, where in cases:
             stub.answers["GET"] = (status, b"" if found is None else json.dumps(found).encode())
-            assert destination.missing([ONE]) == ([] if is_shown else [ONE]), found
-        assert stub.asked[-1][0] == (
+            stub.asked.clear()
+            assert destination.whereabouts([ONE]) == {ONE.sop_instance_uid: where}, found
+        assert [line for line, *_ in stub.asked][1:] == [
+            f"GET /dicom-web/studies?StudyInstanceUID={WHERE.study_instance_uid}"
+        ]
+        assert stub.asked[0][0] == (
             f"GET /dicom-web/instances?StudyInstanceUID={WHERE.study_instance_uid}"
             f"&SeriesInstanceUID={WHERE.series_instance_uid}&SOPInstanceUID={WHERE.sop_instance_uid}"
         )
         for status, body, error in (
             (404, b"", RejectedError),
             (200, b"{}", RejectedError),
+            (401, b"", NotAdmittedError),
+            (302, b"", NotAdmittedError),
             (500, b"", UnreachableError),
         ):
             stub.answers["GET"] = (status, body)
-            with pytest.raises(error):
-                destination.missing([ONE])
+            with pytest.raises(error) as said:
+                destination.whereabouts([ONE])
+            assert type(said.value) is error
 
     @pytest.mark.parametrize(("status", "body"), [(409, failed(0x0111)), (200, b"")])
     def test_what_is_not_sure_counts_only_if_it_is_shown(self, stub: Stub, status: int, body: bytes) -> None:
         destination = stub.destination(verify="qido")
         stub.answers["POST"] = (status, body)
         with pytest.raises(NotKeptError, match="QIDO-RS does not show it"):
+            send(destination, ONE)
+        stub.answers["GET"] = (401, b"")
+        with pytest.raises(NotAdmittedError, match="check token"):
             send(destination, ONE)
         stub.answers["GET"] = (404, b"")
         with pytest.raises(RejectedError, match="QIDO-RS cannot tell"):
@@ -353,6 +370,10 @@ def test_the_doctor_asks_and_warns_of_a_token_in_clear(stub: Stub) -> None:
     ((verdict, said), _) = verdicts(user="ai", password=PASSWORD)
     assert verdict == "bad"
     assert "check token, or user and password" in said
+    stub.answers["GET"] = (404, b"")
+    ((verdict, said),) = verdicts()
+    assert verdict == "warning"
+    assert "404 to a search, which is in order if it offers none; else check url" in said
 
 
 class TestConnections:
@@ -379,6 +400,19 @@ class TestConnections:
 
         with peer(drip) as port, pytest.raises(DeliveryError, match=r"stopped answering|answered with over"):
             send(at(port, timeout=0.2), ONE)
+
+    @pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\nX-a: ", b"HTTP/1.1 100 Continue\r\n\r\n"])
+    def test_a_head_without_end_is_cut(self, head: bytes) -> None:
+        def drip(connection: socket.socket) -> None:
+            connection.recv(1000)
+            with contextlib.suppress(OSError):
+                connection.sendall(head)
+                for _ in range(500):  # until it is cut
+                    connection.sendall(head if b"100" in head else b"x")
+                    time.sleep(0.02)
+
+        with peer(drip) as port, pytest.raises(UnreachableError, match=r"stopped answering for 0.2 s"):
+            at(port, timeout=0.2).reach()
 
     def test_it_is_no_web_server(self) -> None:
         with peer(lambda c: c.sendall(b"SSH-2.0-x\r\n")) as port, pytest.raises(UnreachableError, match="broke off"):
@@ -412,6 +446,85 @@ class TestConnections:
         (tmp_path / "one.dcm").write_bytes(ONE.data)
         with pytest.raises(NoAssociationError):
             send_each([tmp_path], at(free_port()))
+
+    def test_a_password_that_is_refused_is_not_tried_once_per_file(self, stub: Stub, tmp_path: Path) -> None:
+        for number in range(3):
+            (tmp_path / f"{number}.dcm").write_bytes(ONE.data)
+        stub.answers["POST"] = (401, b"")
+        with pytest.raises(NotAdmittedError, match="check token"):
+            send_each([tmp_path], stub.destination(user="ai", password=PASSWORD))
+        assert len(stub.asked) == 1
+
+        def expires(*_: object) -> None:
+            stub.answers["POST"] = (401, b"")
+
+        stub.answers["POST"] = (200, stored())
+        sent = send_each([tmp_path], stub.destination(user="ai", password=PASSWORD), progress=expires)
+        assert [one.is_accepted for one in sent] == [True, False, False]
+        assert len(stub.asked) == 3
+
+
+class TestDeliveries:
+    @pytest.mark.parametrize(("code", "steps"), [(401, 20), (503, 5)])
+    def test_who_answers_and_takes_nothing_is_waited_for_and_called_ever_less(
+        self, bed: Bed, stub: Stub, code: int, steps: int
+    ) -> None:
+        analysed(bed)
+        stub.answers["POST"] = (code, b"")
+        lane = bed.delivery(stub.destination(token=SECRET), attempts=2)
+        sent = []
+        for _ in range(steps):
+            before = len(stub.asked)
+            lane.step()
+            sent.append(sum(line.startswith("POST") for line, *_ in stub.asked[before:]))
+            row = delivery(bed)
+            assert row.state == State.IN_PROGRESS
+            assert f"answered {code} " in row.reason
+            bed.turn(150)
+        assert sum(sent) > 2
+        assert steps < 20 or sum(sent[10:]) < sum(sent[:10])
+        stub.answers["POST"] = (200, stored_all(bed))
+        bed.turn(720)
+        lane.step()
+        assert delivery(bed).state == State.COMPLETED
+
+    def test_what_waits_says_why_while_it_goes_on(self, bed: Bed, stub: Stub) -> None:
+        analysed(bed)
+        stub.answers["POST"] = (401, b"")
+        lane = bed.delivery(stub.destination())
+        lane.step()
+        bed.turn(73)
+        assert lane._circuit.closed()
+        assert "check token" in delivery(bed).reason
+
+    def test_a_search_that_is_forbidden_ends_no_delivery_that_was_accepted(self, bed: Bed, stub: Stub) -> None:
+        analysed(bed)
+        stub.answers |= {"POST": (200, stored_all(bed)), "GET": (401, b"")}
+        lane = bed.delivery(stub.destination(verify="qido"), attempts=1)
+        for _ in range(3):
+            lane.step()
+            assert (delivery(bed).state, len(bed.rows(Acceptance))) == (State.IN_PROGRESS, 2)
+            assert "check token" in delivery(bed).reason
+            bed.turn(720)
+        assert sum(line.startswith("POST") for line, *_ in stub.asked) == 2
+
+    def test_what_was_filed_otherwise_is_there_and_alerts(self, bed: Bed, stub: Stub) -> None:
+        analysed(bed)
+        objects = [row.sop_instance_uid for row in bed.rows(ResultObject)]
+        stub.answers["POST"] = (202, stored_all(bed, **{"00081196": us(0xB000)}))
+        elsewhere = [match(**{"0020000D": "1.2.3", "00080018": uid}) for uid in objects]
+        stub.answers["GET"] = (200, json.dumps(elsewhere).encode())
+        bed.delivery(stub.destination(verify="qido")).step()
+        row = delivery(bed)
+        assert row.state == State.COMPLETED
+        assert row.reason.count("filed under another StudyInstanceUID") == 2
+        assert sum(line.startswith("POST") for line, *_ in stub.asked) == 2
+
+
+def stored_all(bed: Bed, **more: Any) -> bytes:
+    """Answer for every object of the results at once: each request finds its own."""
+    items = [entry(row.sop_instance_uid, **more) for row in bed.rows(ResultObject)]
+    return json.dumps({"00081199": {"vr": "SQ", "Value": items}}).encode()
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from dicomai.config import SftpDestination
 from dicomai.destinations import open_destination
@@ -31,10 +33,24 @@ def entry(known_hosts: Path, **keys: Any) -> SftpDestination:
 
 def test_files_that_are_missing_or_wrong_are_named(known_hosts: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
+    known = known_hosts.read_text(encoding="utf-8")
+    lines = {
+        "broken": f"a.example {HOST_KEY[:39]}",
+        "revoked": f"@revoked {known}",
+        "authority": f"@cert-authority {known}",
+    }
+    for name, line in lines.items():
+        (tmp_path / name).write_text(f"{known}{line}\n", encoding="utf-8")
+    foreign = X25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (tmp_path / "x25519").write_bytes(foreign)
     cases: list[tuple[dict[str, Any], str]] = [
         ({"known_hosts": tmp_path / "none"}, "known_hosts .*none cannot be read: No such file"),
         ({"known_hosts": tmp_path / "empty"}, "has no host key"),
         ({"key": tmp_path / "none", "password": ""}, "key .*none cannot be read: No such file"),
+        ({"known_hosts": tmp_path / "broken"}, "has a line that is no host key"),
+        ({"known_hosts": tmp_path / "revoked"}, "@cert-authority or @revoked, which is not understood"),
+        ({"known_hosts": tmp_path / "authority"}, "@cert-authority or @revoked, which is not"),
+        ({"key": tmp_path / "x25519", "password": ""}, "has to be a private key of SSH"),
         ({"key": known_hosts, "password": ""}, "has to be a private key of SSH"),
         ({"key": tmp_path / "empty", "password": ""}, "has to be a private key of SSH"),
     ]
@@ -62,6 +78,8 @@ def test_nobody_is_there_or_says_anything(known_hosts: Path) -> None:
         silent = open_destination(entry(known_hosts, port=server.getsockname()[1]), calling_ae="X", timeout=0.2)
         with pytest.raises(NoAssociationError, match="gave no session"):
             silent.send(outgoing(1), lambda *_: None)
+        with pytest.raises(NoAssociationError, match="cannot be connected to"):
+            silent.reach()
 
 
 def test_without_its_package_a_sentence_says_so_and_nobody_else_needs_it() -> None:

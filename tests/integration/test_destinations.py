@@ -1,5 +1,7 @@
 """Destinations against real peers, friendly and hostile ones."""
 
+import errno
+import os
 import socket
 import threading
 import time
@@ -430,6 +432,38 @@ class TestFolder:
         with pytest.raises(RejectedError, match="StudyInstanceUID is no UID"):
             self.put(tmp_path / "in", outgoing(1, StudyInstanceUID="../../etc"))
         assert list(tmp_path.rglob("*")) == []
+
+    @pytest.mark.parametrize("has_links", [True, False])
+    def test_what_comes_while_it_writes_is_not_written_over(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_links: bool
+    ) -> None:
+        (one,) = outgoing(1)
+        folder = open_destination(
+            FolderDestination(type="folder", name="out", path=tmp_path / "out"), calling_ae="X", timeout=1.0
+        )
+        real = os.link
+
+        def link(temporary: Path, target: Path) -> None:
+            target.write_bytes(b"another")
+            if not has_links:
+                raise OSError(errno.EPERM, "Operation not permitted")
+            real(temporary, target)
+
+        monkeypatch.setattr(os, "link", link)
+        with pytest.raises(RejectedError, match="holds another object"):
+            folder.send([one], lambda *_: None)
+        assert [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()] == [b"another"]
+
+    def test_a_folder_without_hard_links_is_written_to(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (one,) = outgoing(1)
+
+        def link(*_: object) -> None:
+            raise OSError(errno.EPERM, "Operation not permitted")
+
+        monkeypatch.setattr(os, "link", link)
+        there = FolderDestination(type="folder", name="out", path=tmp_path / "out")
+        open_destination(there, calling_ae="X", timeout=1.0).send([one], lambda *_: None)
+        assert [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()] == [one.data]
 
     def test_a_folder_that_cannot_be_written_is_tried_again(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("in the way")

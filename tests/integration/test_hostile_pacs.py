@@ -206,7 +206,7 @@ class TestCoercion:
         with Archive().open(0xB000, contexts=contexts) as archive:
             sent_until_it_ends(bed, bed.delivery(archive.destination()))
         assert delivery(bed).state == State.COMPLETED
-        assert "not looked up by C-FIND" in delivery(bed).reason
+        assert "not looked up by a search" in delivery(bed).reason
 
 
 class TestVerified:
@@ -218,6 +218,25 @@ class TestVerified:
         assert (delivery(bed).state, delivery(bed).attempt) == (State.COMPLETED, 1)
         images = [q.SOPInstanceUID for q in archive.queries if q.QueryRetrieveLevel == "IMAGE"]
         assert images == [ds.SOPInstanceUID for ds in archive.kept]
+
+    def test_one_that_gives_all_that_it_has_does_not_show_it(self, bed: Bed) -> None:
+        class Liberal(Archive):
+            """Passes over the UID of the instance where that is all that it is asked for."""
+
+            def find(self, event: Any) -> Iterator[tuple[int, Dataset | None]]:
+                self.queries.append(event.identifier)
+                for number in range(0 if event.identifier.get("StudyInstanceUID") else 200):
+                    if event.is_cancelled:
+                        yield 0xFE00, None
+                        return
+                    yield 0xFF00, data_set(SOPInstanceUID=f"1.2.{number}", StudyInstanceUID="1.2")
+                yield 0x0000, None
+
+        with Liberal().open() as archive:
+            bed.delivery(archive.destination(verify="find")).step()
+        row = delivery(bed)
+        assert row.state == State.IN_PROGRESS
+        assert "does not show it yet" in row.reason
 
     def test_without_it_nobody_is_asked(self, bed: Bed) -> None:
         with Archive().open() as archive:
@@ -599,13 +618,18 @@ class TestSource:
         assert (row.state, row.attempt - row.looks, classes(archive)) == (State.COMPLETED, 1, [SEG, SR])
         assert {q.QueryRetrieveLevel for q in archive.queries} == {"SERIES"}
 
-    def test_after_a_day_a_person_has_to_look(self, bed: Bed) -> None:
+    def test_after_a_day_of_asking_a_person_has_to_look(self, bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("dicomai.confirmation._LONGEST_SOURCE_WAIT", 900.0)  # a day takes three hundred looks
         archive = Archive()
         with archive.open():
             lane = bed.delivery(archive.destination(wait_for_source=True))
             lane.step()
-            bed.turn(86401)
+            bed.turn(864000)  # it was not asked meanwhile: that is no day of waiting
             lane.step()
+            assert delivery(bed).state == State.IN_PROGRESS
+            for _ in range(8):
+                bed.turn(301)
+                lane.step()
         row = delivery(bed)
         assert (row.state, classes(archive)) == (State.CANCELED, [])
         assert row.reason.endswith("send them there, then retry.")

@@ -20,6 +20,7 @@ from dicomai.database.results import FrozenObject
 from dicomai.database.tables import Audit, DestinationProbe, ResultObject
 from dicomai.destinations import open_destination
 from dicomai.destinations.dimse.probe import PROPOSED, probe
+from dicomai.errors import StoreError
 from dicomai.prober import Prober
 from dicomai.profiles import LABEL_MAP, LABEL_MAP_SYNTAXES, Profile
 from dicomai.worker import Worker
@@ -186,6 +187,27 @@ class TestProbe:
         said = Probes(local.database).last()["pacs"].error
         assert "ValueError" in said
         assert "secret" not in said
+
+    def test_a_database_that_is_away_for_a_moment_ends_nothing(
+        self, local: Bed, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        stop, tries = threading.Event(), list[int]()
+
+        class Away(Probes):
+            def answered(self, *arguments: Any) -> bool:
+                tries.append(1)
+                if len(tries) == 1:
+                    raise StoreError("The database is away.")
+                stop.set()
+                return super().answered(*arguments)
+
+            def failed(self, *_: Any) -> None:
+                raise StoreError("The database is away.")
+
+        monkeypatch.setattr("dicomai.prober._AGAIN", 0.01)
+        monkeypatch.setattr("dicomai.prober.Probes", Away)
+        Prober(local.database, {"pacs": (Profile.OHIF, frozenset)}).run(stop)
+        assert "pacs" in Probes(local.database).last()
 
     def test_the_delivery_role_probes_the_dicom_destinations_once_and_ends_when_told(self, local: Bed) -> None:
         stop = threading.Event()

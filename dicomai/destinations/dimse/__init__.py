@@ -177,16 +177,6 @@ class DimseDestination:
         except RejectedError:
             return
 
-    def missing(self, objects: Sequence[Outgoing]) -> list[Outgoing]:
-        """Give those of some accepted objects that C-FIND does not show at all.
-
-        Raises:
-            UnreachableError: no connection, it broke, or the destination cannot answer for now.
-            RejectedError: the destination offers no C-FIND in the Study Root, or refuses the query.
-        """
-        where = self.whereabouts(objects)
-        return [outgoing for outgoing in objects if where[outgoing.sop_instance_uid] is None]
-
     def whereabouts(self, objects: Sequence[Outgoing]) -> dict[str, str | None]:
         """Say by C-FIND, by SOP Instance UID, how accepted objects are filed: '' as they were sent, None not at all.
 

@@ -23,6 +23,7 @@ FIND = "1.2.840.10008.5.1.4.1.2.2.1"
 """Study Root Query/Retrieve Information Model - FIND."""
 
 _MOST_ANSWERS = 10_000  # a peer that passes over the key of the instance gives the whole series; none goes on for ever
+_MOST_STRAY_ANSWERS = 100  # where all that is asked for is one instance
 _PENDING = frozenset({0xFF00, 0xFF01})
 _FOR_GOOD = frozenset({0x0122, 0x0124, 0x0211, *range(0xA900, 0xAA00)})
 _KEYWORDS = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
@@ -108,7 +109,8 @@ class Finder:
     def _find(self, level: str, keys: Mapping[str, str], *wanted: str, relational: bool = False) -> list[Dataset]:
         """Ask, and give the answers that are what was asked for: some peers pass over keys.
 
-        A relational query is one that a peer need not understand (PS3.4 C.4.1.3.2): one that it refuses has no answer.
+        A relational query is one that a peer need not understand (PS3.4 C.4.1.3.2): one that it refuses, or to which it
+        gives all that it has, has no answer.
         """
         link, taken, answers = self._link, list[Dataset](), 0
         asked = identifier(level, {**keys, **dict.fromkeys(wanted, "")})
@@ -122,11 +124,14 @@ class Finder:
                         raise _refusal(link.peer, level, code)
                     break
                 answers += 1
+                if relational and answers == _MOST_STRAY_ANSWERS:  # it passes over the key: that may be all it has
+                    link.assoc.send_c_cancel(1, query_model=FIND)
                 if answers > _MOST_ANSWERS:
-                    raise RejectedError(f"{link.peer} has over {_MOST_ANSWERS} answers for one object: see its log.")
+                    error = UnreachableError if relational else RejectedError
+                    raise error(f"{link.peer} has over {_MOST_ANSWERS} answers for one object: see its log.")
                 if answer is not None and _fits(answer, keys, _KEY_OF[level]):
                     taken.append(answer)
-        return taken
+        return [] if relational and answers >= _MOST_STRAY_ANSWERS else taken
 
 
 @contextlib.contextmanager
