@@ -223,6 +223,8 @@ class _File(_Part):
         if layers != set(range(1, len(layers) + 1)):
             raise ValueError(f"layers count from 1 without a gap, not {sorted(layers)}")
         labels = {one.label for one in self.segment}
+        if len(labels) < len(self.segment):  # in results numbers stand beside labels
+            raise ValueError("two entries of [[segment]] bear the same label: say in each what tells it from the other")
         for unknown in (label for one in self.measurement for label in one.segments if label not in labels):
             raise ValueError(f"[[measurement]] names the segment '{unknown}'; there are: {', '.join(sorted(labels))}")
         return self

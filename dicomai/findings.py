@@ -102,6 +102,19 @@ class Saliency:
     unit: Code
     label: str
 
+    def __post_init__(self) -> None:
+        """Refuse texts that do not fit into every object: they bear the patient's character set.
+
+        Raises:
+            InferenceError: a text is not in ASCII, or the label is empty or longer than 16 characters.
+        """
+        texts = (self.label, *self.quantity[:3], *self.unit[:3])
+        if not 1 <= len(self.label) <= 16 or not all(map(str.isascii, texts)):
+            raise InferenceError(
+                f"The saliency map is labelled '{self.label}', as '{self.quantity.meaning}' in '{self.unit.meaning}':"
+                " a bundle gives these in ASCII, and the label in 1 to 16 characters."
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:

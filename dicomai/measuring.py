@@ -2,11 +2,11 @@
 
 Positions come from the affine, so that non-square pixels, oblique and sheared stacks are measured as they lie. A
 voxel counts as a body: a diameter reaches to the middle of its outer faces, which is where the surface of a mesh lies
-(IBSI L0JK), so that a rod of ten voxels is ten voxels long.
+(IBSI L0JK), so that a rod of ten voxels is ten voxels long. An intensity is that of the voxels that are no padding.
 """
 
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, cached_property
 from typing import assert_never
 
 import numpy as np
@@ -16,10 +16,10 @@ from scipy.spatial import ConvexHull
 from scipy.spatial.distance import cdist
 
 from dicomai.bundle import Wanted
-from dicomai.errors import NotAcceptedError
+from dicomai.errors import InferenceError, NotAcceptedError
 from dicomai.findings import Layer, Measurement
 from dicomai.quantities import ATTENUATION, MAXIMUM, MEAN, MINIMUM, SUV, Kind
-from dicomai.stacks import attributes
+from dicomai.stacks import attributes, number
 from dicomai.study import Frame
 from dicomai.volume import Volume
 
@@ -56,6 +56,8 @@ def _not_in_unit(wanted: Wanted, frame: Frame) -> str:
     if modality != wanted.quantity.modality:
         return f"the images have the Modality {modality}, not {wanted.quantity.modality}"
     rescale = attributes(frame, "PixelValueTransformationSequence")
+    if header.get("PixelPaddingValue") is not None and rescale.get("ModalityLUTSequence"):
+        return "the images have a ModalityLUTSequence and a PixelPaddingValue, which can then not be told from values"
     if wanted.name == ATTENUATION:  # PS3.3 C.11.1.1.2: HU where CT says no Rescale Type
         if rescale.get("RescaleIntercept") is None:
             return "the images have no RescaleIntercept: their values are not Hounsfield units"
@@ -79,27 +81,64 @@ def measure(wanted: Sequence[Wanted], layer: Layer, counts: NDArray[np.intp], vo
         volume: what the labels lie on.
 
     Raises:
-        InferenceError: a number is none, as of intensities that are infinite.
+        InferenceError: a number is none, as of intensities that are infinite, or of a segment that is all padding.
+        UnreadableError: PixelPaddingValue is no number.
     """
     found = [one for one in layer.segments if one.number < len(counts) and counts[one.number]]
     more = any(one.quantity.kind is not Kind.VOLUME for one in wanted)
     boxes = ndimage.find_objects(layer.labels) if more and found else []
+    padding = cache(lambda z: _padding(volume, z))
     for segment in found:
         box = boxes[segment.number - 1] if more else ()
-        body = _Body(layer.labels, segment.number, box, int(counts[segment.number]), volume)
+        body = _Body(layer.labels, segment.number, box, int(counts[segment.number]), volume, padding)
         for one in wanted:
             if one.wants(segment):
+                if one.quantity.kind is Kind.INTENSITY and not len(body.intensities):
+                    raise InferenceError(
+                        f"The {one.name.meaning} of {segment.label} cannot be measured: all of its voxels have the"
+                        " PixelPaddingValue of the images; leave padding out of the segment, or that measurement."
+                    )
                 value = body.value(one) * one.scale
                 yield Measurement(one.name, value, one.unit, segment, one.method, one.derivation)
+
+
+def _padding(volume: Volume, z: int) -> tuple[float, float] | None:
+    """Give the lowest and the highest value of a slice that are padding (PS3.3 C.7.5.1.1.2); None where it has none.
+
+    They are rescaled as the slice is. Some write them signed where pixels are not, or the other way round.
+    """
+    if not volume.frames:
+        return None
+    frame = volume.frames[z]
+    header, rescale = frame.instance.header, attributes(frame, "PixelValueTransformationSequence")
+    first = number(header, "PixelPaddingValue")
+    if first is None:
+        return None
+    limit = number(header, "PixelPaddingRangeLimit")
+    bits, signed = int(header.BitsAllocated), bool(header.PixelRepresentation)
+    stored = [int(value) % (1 << bits) for value in (first, first if limit is None else limit)]
+    stored = [value - (1 << bits) if signed and value >> (bits - 1) else value for value in stored]
+    slope, intercept = number(rescale, "RescaleSlope"), number(rescale, "RescaleIntercept")
+    values = np.asarray(stored, np.float64) * (1.0 if slope is None else slope) + (intercept or 0.0)
+    if volume.array.dtype.kind == "f":
+        values = values.astype(volume.array.dtype)
+    return float(values.min()), float(values.max())
 
 
 class _Body:
     """The voxels of one segment; what is measured once is kept."""
 
     def __init__(
-        self, labels: NDArray[np.integer], number: int, box: tuple[slice, ...], voxels: int, volume: Volume
+        self,
+        labels: NDArray[np.integer],
+        number: int,
+        box: tuple[slice, ...],
+        voxels: int,
+        volume: Volume,
+        padding: Callable[[int], tuple[float, float] | None],
     ) -> None:
         self._labels, self._number, self._box, self._voxels, self._volume = labels, number, box, voxels, volume
+        self._padding = padding
 
     def value(self, wanted: Wanted) -> float:
         """Give a quantity in mm3, mm, the images' unit, or as a count."""
@@ -114,7 +153,7 @@ class _Body:
             case Kind.DIAMETER:
                 return self._diameter
             case Kind.INTENSITY:
-                values = self._intensities
+                values = self.intensities
                 if wanted.derivation == MEAN:
                     return float(values.mean(dtype=np.float64))
                 if wanted.derivation == MINIMUM:
@@ -130,8 +169,14 @@ class _Body:
         return np.asarray(self._labels[self._box] == self._number)
 
     @cached_property
-    def _intensities(self) -> NDArray[np.number]:
-        return np.asarray(self._volume.array[self._box][self._mask])
+    def intensities(self) -> NDArray[np.number]:
+        """The values of the images inside, without padding; may be none."""
+        values, counted = self._volume.array[self._box], self._mask.copy()
+        for index, plane in enumerate(values):
+            padding = self._padding(self._box[0].start + index)
+            if padding is not None:
+                counted[index] &= (plane < padding[0]) | (plane > padding[1])
+        return np.asarray(values[counted])
 
     @cached_property
     def _axes(self) -> tuple[float, float]:
@@ -141,14 +186,21 @@ class _Body:
         """
         steps = _in_plane(self._volume.affine)
         best = (0.0, 0.0)
+        seen: set[tuple[int, bytes]] = set()  # a mask with speckles has thousands of regions, and few shapes
         bounds = [_bound(plane, steps) for plane in self._mask]
         for z in np.argsort(bounds)[::-1]:
             if bounds[z] <= best[0]:
                 break
             regions = ndimage.label(self._mask[z], np.ones((3, 3)))[0]
-            for number, box in enumerate(ndimage.find_objects(regions), start=1):
-                region = regions[box] == number
-                if _bound(region, steps) > best[0]:
+            boxes = ndimage.find_objects(regions)
+            limits = _diagonals(np.array([[side.stop - side.start for side in box] for box in boxes]), steps)
+            for index in np.argsort(limits)[::-1]:
+                if limits[index] <= best[0]:
+                    break
+                region = regions[boxes[index]] == index + 1
+                shape = (region.shape[1], region.tobytes())
+                if shape not in seen:
+                    seen.add(shape)
                     best = max(best, _long_and_short(_outline(region)[0] @ steps))
         return best
 
@@ -176,15 +228,19 @@ def _in_plane(affine: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _bound(plane: NDArray[np.bool_], steps: NDArray[np.float64]) -> float:
-    """Give a length in mm that no diameter of the plane's voxels exceeds: a bit more than the diagonal of their box.
-
-    The bit is for direction cosines, which may miss a right angle (`volume.COSINE_TOLERANCE`).
-    """
+    """Give a length in mm that no diameter of the plane's voxels exceeds."""
     rows, columns = np.flatnonzero(plane.any(axis=1)), np.flatnonzero(plane.any(axis=0))
     if not len(rows):
         return 0.0
-    sides = np.array([rows[-1] - rows[0] + 1, columns[-1] - columns[0] + 1])
-    return float(np.linalg.norm(sides * np.linalg.norm(steps, axis=1)) * 1.01)
+    return float(_diagonals(np.array([[rows[-1] - rows[0] + 1, columns[-1] - columns[0] + 1]]), steps)[0])
+
+
+def _diagonals(boxes: NDArray[np.intp], steps: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Give a bit more than the diagonals in mm of boxes, shape (n, 2), of so many rows and columns of voxels.
+
+    The bit is for direction cosines, which may miss a right angle (`volume.COSINE_TOLERANCE`).
+    """
+    return np.asarray(np.linalg.norm(boxes * np.linalg.norm(steps, axis=1), axis=1) * 1.01)
 
 
 def _outline(plane: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.intp]]:

@@ -18,7 +18,7 @@ from skimage.measure import find_contours
 
 from dicomai import words
 from dicomai.errors import UnreadableError
-from dicomai.findings import Findings, Measurement, Segment, Shape, found_segments, missing_segments
+from dicomai.findings import Findings, Measurement, Region, Segment, Shape, found_segments, missing_segments
 from dicomai.stacks import attributes, number
 from dicomai.study import Frame
 from dicomai.volume import Volume
@@ -33,7 +33,7 @@ _GAP = 6
 _FINE = 3  # contours are drawn this much larger and then reduced, which smooths them
 _SMALLEST_TEXT, _TEXT_OF_PANEL = 15, 32  # in pixels: at least, and this part of a slice's longer side
 _AXES = (("R", "L"), ("A", "P"), ("F", "H"))  # negative and positive direction of x, y, z in LPS (PS3.3 C.7.6.1.1.1)
-_NEAR = 0.501  # of the step between slices: a slice that is no farther off is the nearest, or one of two
+_NEAR = 0.55  # of the step between slices, which are not quite even: no farther off is the nearest, or one of two
 _POINT = 0.03  # radius of the circle around a point, of the longer side of a slice
 _ALONG = 0.25  # an axis that a direction has less of than this cosine is not named: within 15 degrees
 _PER_ROW = 4
@@ -252,25 +252,41 @@ def outlines(mask: NDArray[np.bool_]) -> Iterator[NDArray[np.float64]]:
 
 
 def _regions(findings: Findings, volume: Volume, z: int) -> Iterator[tuple[Color, NDArray[np.float64]]]:
-    """Give the outlines of what was detected, in the slices that it reaches into: as `_contours` gives those of masks.
-
-    What lies between slices, or is a point, is drawn in the slice that is nearest to its centre.
-    """
-    _, rows, columns = volume.shape
+    """Give the outlines of what was detected in a slice, as `_contours` gives those of masks."""
     for one in findings.detections:
-        center = np.asarray(one.region.center)
-        height, *_ = np.linalg.inv(volume.affine) @ [*center, 1]
-        if abs(height - z) <= _NEAR:
-            center = center + (z - height) * volume.affine[:3, 0]
-        axes = np.asarray(one.region.semi_axes or np.eye(3) * _POINT * max(rows, columns) * max(volume.spacing[1:]))
-        step_z, step_y, step_x, origin = volume.affine[:3].T
-        y, x = np.indices((rows, columns))[..., np.newaxis]
-        away = (origin + z * step_z + y * step_y + x * step_x - center) @ (axes / np.sum(axes**2, axis=1)[:, None]).T
-        inside = np.abs(away).max(axis=-1) <= 1 if one.region.shape is Shape.BOX else np.sum(away**2, axis=-1) <= 1
-        if one.region.shape is Shape.POINT and abs(height - z) > _NEAR:
-            continue
-        for line in outlines(inside):
+        for line in outlines(region(one.region, volume.affine, volume.shape[1:], z)):
             yield words.DETECTED, line
+
+
+def region(one: Region, affine: NDArray[np.float64], size: tuple[int, int], z: int) -> NDArray[np.bool_]:
+    """Give what is drawn of a region in a slice, as a mask of shape (y, x).
+
+    What lies between slices is drawn in the slice that is nearest to its centre; there, what is a point or smaller than
+    a pixel is a circle.
+
+    Args:
+        one: the region.
+        affine: shape (4, 4), maps (z, y, x, 1) to LPS in mm.
+        size: rows, columns.
+        z: which slice.
+    """
+    center = np.asarray(one.center)
+    height, *_ = np.linalg.inv(affine) @ [*center, 1]
+    near = abs(height - z) <= _NEAR
+    if near:
+        center = center + (z - height) * affine[:3, 0]
+    step_z, step_y, step_x, origin = affine[:3].T
+    y, x = np.indices(size)[..., np.newaxis]
+    places = origin + z * step_z + y * step_y + x * step_x - center
+    inside = np.zeros(size, dtype=bool)
+    if one.semi_axes:
+        axes = np.asarray(one.semi_axes)
+        away = places @ (axes / np.sum(axes**2, axis=1)[:, None]).T
+        inside = np.abs(away).max(axis=-1) <= 1 if one.shape is Shape.BOX else np.sum(away**2, axis=-1) <= 1
+    if near and not inside.any():
+        radius = max(_POINT * max(size), 1) * max(np.linalg.norm(affine[:3, 1:3], axis=0))
+        inside = np.sum(places**2, axis=-1) <= radius**2
+    return np.asarray(inside)
 
 
 def _label(picture: Image.Image, volume: Volume, z: int, size: int) -> None:

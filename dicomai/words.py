@@ -68,7 +68,11 @@ def _named(name: Code, site: Code | None) -> str:
 
 
 def _probability(probability: float | None) -> str:
-    return "" if probability is None else f", probability {probability:.2g}"
+    if probability is None:
+        return ""
+    if 0.99 < probability < 1:
+        return ", probability > 0.99"  # rounded it would be certain
+    return ", probability < 0.01" if 0 < probability < 0.01 else f", probability {probability:.2g}"
 
 
 def _whereabouts(one: Detection) -> str:

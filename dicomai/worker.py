@@ -139,12 +139,12 @@ class Worker:
             try:
                 built = explain(request, _for_readers(error))
                 report = [self._freeze(claim, built)] if built else []
-            except DicomaiError as trouble:
+            except Exception as trouble:  # noqa: BLE001 -- what broke the result may break its report, not the worker
                 log.warning(
                     "no report says that there is no result",
                     study=claim.trace,
                     workitem=claim.item,
-                    error=str(trouble),
+                    error=str(trouble) if isinstance(trouble, DicomaiError) else type(trouble).__name__,
                 )
         self._worklist.fail(claim, reason, report, *self._receivers(claim))
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from dicomai import render
 from dicomai.findings import Findings, NumberedSegment
@@ -16,6 +17,9 @@ from dicomai.outputs.keyimage import Areas
 
 Polygon = NDArray[np.float64]
 """Shape (n, 2): corners (x, y) in voxels, 0 at the centre of the first one; the last corner joins the first."""
+
+MOST_PARTS = 10_000
+"""Parts and holes that are outlined, beside the first part of each segment in each slice."""
 
 _Ring = NDArray[np.int64]  # corners of voxels (x, y), a voxel apart; (0, 0) is the first voxel's top left corner
 
@@ -37,6 +41,24 @@ def masks(
         labels, value = findings.layers[one.layer].labels, one.segment.number
         for z in np.flatnonzero(areas[one.layer, value]):
             yield one, int(z), labels[z] == value
+
+
+def speckled(findings: Findings, found: Sequence[NumberedSegment], areas: Areas) -> bool:
+    """Tell whether masks are in more than `MOST_PARTS` pieces: outlines would take minutes, and help nobody.
+
+    Args:
+        findings: label maps of shape (z, y, x).
+        found: the segments that have voxels.
+        areas: their voxels in each slice.
+    """
+    pieces = 0
+    for _, _, mask in masks(findings, found, areas):
+        shown = np.pad(_cropped(mask)[0], 1)
+        # Parts that touch at a corner are apart, and so holes that do are one; what is around the mask is no hole.
+        pieces += ndimage.label(shown)[1] + ndimage.label(~shown, np.ones((3, 3)))[1] - 2
+        if pieces > MOST_PARTS:
+            return True
+    return False
 
 
 def outlines(mask: NDArray[np.bool_]) -> list[Polygon]:

@@ -21,6 +21,7 @@ from highdicom.sr import (
     TextContentItem,
     UIDRefContentItem,
 )
+from pydicom import Sequence as DicomSequence
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
@@ -160,8 +161,9 @@ def _procedures(newest: Dataset) -> list[Code]:
 
     A code that breaks the standard (PS3.3 8.8), as local ones do, is left out: it would make the report break it too.
     """
+    given = newest.get("ProcedureCodeSequence")
     procedures = []
-    for item in newest.get("ProcedureCodeSequence") or ():
+    for item in given if isinstance(given, DicomSequence) else ():  # some send a text there
         value, scheme = item.get("CodeValue") or item.get("LongCodeValue"), item.get("CodingSchemeDesignator")
         meaning, version = item.get("CodeMeaning"), item.get("CodingSchemeVersion")
         limits = ((value, None), (scheme, 16), (meaning, 64), (version or "-", 16))

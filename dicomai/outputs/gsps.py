@@ -29,7 +29,7 @@ from dicomai.outputs.common import (
     references,
     tracking,
 )
-from dicomai.outputs.contours import Polygon, masks, outlines
+from dicomai.outputs.contours import Polygon, masks, outlines, speckled
 from dicomai.outputs.keyimage import areas, choose_slices
 from dicomai.outputs.provenance import Provenance, Sources
 from dicomai.stacks import attributes, number
@@ -47,7 +47,9 @@ Window = tuple[float, float, str]  # centre, width, VOI LUT Function
 
 
 def build(findings: Findings, sources: Sources, provenance: Provenance) -> Dataset | None:
-    """Draw the segments' outlines as graphics; None where no segment has a voxel.
+    """Draw the segments' outlines as graphics; None where no segment has a voxel, or where they cannot be shown right.
+
+    That is where the images' grey values cannot be stated (`_can_show_grey`), and where there are too many parts.
 
     Args:
         findings: label maps of shape (z, y, x), z as in `sources.frames`.
@@ -62,7 +64,9 @@ def build(findings: Findings, sources: Sources, provenance: Provenance) -> Datas
     """
     check_shapes(findings, sources)
     found = found_segments(findings)
-    if not found:
+    counted = areas(findings)
+    shown = [sources.frames[z] for z in np.flatnonzero(np.any(list(counted.values()), axis=0))] if found else []
+    if not found or not _can_show_grey(shown) or speckled(findings, found, counted):
         return None
     made = begin("gsps", SOP_CLASS_UID, "PR", provenance)
     made.ContentLabel = _MARK_LAYER
@@ -71,8 +75,6 @@ def build(findings: Findings, sources: Sources, provenance: Provenance) -> Datas
     made.PresentationCreationDate = made.PresentationCreationTime = None  # `finish` knows them
     made.GraphicLayerSequence = [*_layers(found, provenance)]
     made.GraphicAnnotationSequence = [_mark(provenance), *_drawn(findings, found, sources, provenance)]
-    counted = areas(findings)
-    shown = [sources.frames[z] for z in np.flatnonzero(np.any(list(counted.values()), axis=0))]
     series = Dataset()
     series.SeriesInstanceUID = str(sources.header.SeriesInstanceUID)
     series.ReferencedImageSequence = references(shown)
@@ -182,6 +184,17 @@ def _whole_image(sources: Sources) -> Dataset:
     item.PresentationSizeMode = "SCALE TO FIT"
     item.PresentationPixelSpacing = decimals(geometry(sources).pixel_spacing)
     return item
+
+
+def _can_show_grey(shown: Sequence[Frame]) -> bool:
+    """Tell whether one presentation state can say how grey values are shown.
+
+    It has one Modality LUT for all of its images, and no window of stored values turns light into dark.
+    """
+    if any(attributes(frame, "PixelValueTransformationSequence").get("ModalityLUTSequence") for frame in shown):
+        return False
+    rescalings = {_rescaling(frame) for frame in shown}
+    return len(rescalings) == 1 or all(slope > 0 for slope, *_ in rescalings)
 
 
 def _show_grey(made: Dataset, shown: Sequence[Frame], chosen: Sequence[Frame]) -> None:

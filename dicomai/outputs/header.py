@@ -172,6 +172,8 @@ def _inherit(newest: Dataset) -> dict[int, DataElement | RawDataElement]:
 def _is_well_formed(element: DataElement | RawDataElement) -> bool:
     """Tell whether a value has the form that its VR prescribes, such as '042Y' for an age (PS3.5 6.2)."""
     vr, value = str(element.VR), element.value
+    if (vr == "SQ") != (dictionary_VR(element.tag) == "SQ"):
+        return False  # a text where a sequence should be
     if vr not in _FORMED or not value:
         return True
     text = value.decode("latin-1") if isinstance(value, bytes) else "\\".join(_texts(cast("DataElement", element)))
@@ -269,12 +271,19 @@ def _to_unicode(inherited: dict[int, DataElement | RawDataElement], newest: Data
     return True
 
 
+def _in_ascii(text: str) -> str:
+    """Spell a text in ASCII; nothing that is lost leaves a blank at its end, which a reader would take for padding."""
+    if text.isascii():
+        return text
+    return unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().strip() or "?"
+
+
 def _spell_in_ascii(made: Dataset) -> None:
     for tag in list(made.keys()):
         if tag not in _TEXTLESS:
             made[tag] = copy.deepcopy(made[tag])
     for element in _text_elements(made):
-        plain = [unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode() for text in _texts(element)]
+        plain = [_in_ascii(text) for text in _texts(element)]
         if plain != list(_texts(element)):
             value = plain if len(plain) > 1 else plain[0]
             element.value = DataElement(element.tag, element.VR, value, validation_mode=IGNORE).value

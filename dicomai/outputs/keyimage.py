@@ -18,7 +18,7 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import SecondaryCaptureImageStorage
 
 from dicomai import pixels, render
-from dicomai.findings import Findings
+from dicomai.findings import Detection, Findings
 from dicomai.findings import areas as slice_areas
 from dicomai.outputs.common import (
     Geometry,
@@ -117,6 +117,26 @@ def detected(findings: Findings, sources: Sources) -> tuple[int, ...]:
     return tuple(int(np.argmin(np.abs(heights - one.region.center @ normal))) for one in findings.detections)
 
 
+def outside(findings: Findings, sources: Sources) -> tuple[Detection, ...]:
+    """Give the detections whose centre lies more than half a voxel outside of the images.
+
+    Raises:
+        GeometryError: an image does not say where it lies.
+    """
+    if not findings.detections:
+        return ()
+    place = geometry(sources)
+    from_first, from_last = (np.linalg.inv(_affine(place, z)) for z in (0, -1))
+    limits = np.asarray([int(sources.header.Rows), int(sources.header.Columns)]) - 0.5
+    found = []
+    for one in findings.detections:
+        height, *at, _ = from_first @ [*one.region.center, 1]
+        above = (from_last @ [*one.region.center, 1])[0]
+        if height < -0.5 or above > 0.5 or (np.asarray(at) < -0.5).any() or (at > limits).any():
+            found.append(one)
+    return tuple(found)
+
+
 def choose_slices(areas: Areas, depth: int, detected: Sequence[int] = (), most: int = MOST) -> tuple[int, ...]:
     """Choose the slices to show: of each segment the one of its largest area, as far as they are not too many.
 
@@ -162,10 +182,18 @@ def hidden(findings: Findings, sources: Sources, areas: Areas, chosen: Sequence[
         label = next((one.label for one in findings.layers[index].segments if one.number == value), None)
         if label is not None and not area[list(chosen)].any():
             names.append((label, int(np.argmax(area))))
-    places = zip(findings.detections, detected(findings, sources), strict=True)
-    names += [(one.type.meaning, z) for one, z in places if z not in chosen]
-    images = ((name, render.image_name(sources.frames[z])) for name, z in names)
+    places = [*zip(findings.detections, detected(findings, sources), strict=True)]
+    beyond = outside(findings, sources)
+    names += [(one.type.meaning, z) for one, z in places if z not in chosen and one not in beyond]
+    images = [(name, render.image_name(sources.frames[z])) for name, z in names]
+    images += [(one.type.meaning, "outside of the images") for one in beyond if not _reaches(one, sources, chosen)]
     return ", ".join(f"{name} ({image})" if image else name for name, image in images)
+
+
+def _reaches(one: Detection, sources: Sources, chosen: Sequence[int]) -> bool:
+    """Tell whether something of a detection is drawn on a slice."""
+    place, size = geometry(sources), (int(sources.header.Rows), int(sources.header.Columns))
+    return any(render.region(one.region, _affine(place, z), size, 0).any() for z in chosen)
 
 
 def panels(findings: Findings, sources: Sources, chosen: Sequence[int]) -> list[Image.Image]:

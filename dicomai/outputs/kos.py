@@ -15,14 +15,14 @@ from pydicom.uid import KeyObjectSelectionDocumentStorage
 from dicomai import render
 from dicomai.findings import Findings, found_segments
 from dicomai.outputs.common import MANUFACTURER, MODEL_NAME, check_shapes, equipment, finish, references
-from dicomai.outputs.keyimage import Areas, areas, choose_slices, hidden
+from dicomai.outputs.keyimage import Areas, areas, choose_slices, detected, hidden, outside
 from dicomai.outputs.provenance import Provenance, Sources
 
 SOP_CLASS_UID = KeyObjectSelectionDocumentStorage
 
 
 def build(findings: Findings, sources: Sources, provenance: Provenance) -> Dataset | None:
-    """Name the images that matter; None where no segment has a voxel.
+    """Name the images that matter; None where no segment has a voxel and nothing was detected.
 
     Args:
         findings: label maps of shape (z, y, x), z as in `sources.frames`.
@@ -31,12 +31,13 @@ def build(findings: Findings, sources: Sources, provenance: Provenance) -> Datas
 
     Raises:
         InferenceError: a label map has another shape than the images, or a value that is not described.
+        GeometryError: something was detected, and an image does not say where it lies.
     """
     check_shapes(findings, sources)
-    if not found_segments(findings):
+    if not found_segments(findings) and not findings.detections:
         return None
     counted = areas(findings)
-    chosen = choose_slices(counted, len(sources.frames))
+    chosen = choose_slices(counted, len(sources.frames), detected(findings, sources))
     named = references(sources.frames[z] for z in chosen)
     evidence = [_stand_in(item, sources.header) for item in named]
     content = hd.ko.KeyObjectSelection(
@@ -84,13 +85,19 @@ def _sentences(
     algorithm = provenance.algorithm
     yield f"{render.MARK}: {algorithm.name} {algorithm.version}."
     largest: dict[int, list[str]] = {}
+    nearest: dict[int, list[str]] = {}
     for one in found_segments(findings):
         z = int(np.argmax(counted[one.layer, one.segment.number]))
         largest.setdefault(z, []).append(one.segment.label)
+    beyond = outside(findings, sources)
+    for detection, z in zip(findings.detections, detected(findings, sources), strict=True):
+        if detection not in beyond:
+            nearest.setdefault(z, []).append(detection.type.meaning)
     for z in chosen:
-        if z in largest:
-            image = render.image_name(sources.frames[z])
-            yield f"Largest area of {', '.join(largest[z])}{f': {image}' if image else ''}."
+        image = render.image_name(sources.frames[z])
+        for what, names in (("Largest area of", largest), ("Nearest to the centre of", nearest)):
+            if z in names:
+                yield f"{what} {', '.join(names[z])}{f': {image}' if image else ''}."
     missed = hidden(findings, sources, counted, chosen)
     if missed:
         yield f"Found, but on none of these images: {missed}."

@@ -2,7 +2,7 @@
 
 It names no patient and no date of the study: those are corrected in the PACS, and in the object before it is sent, but
 never inside of a document; a page that says another name than its object would be the worse of the two. Whose it is,
-the viewer says beside it.
+the viewer says beside it. What the images have drawn on their pixels stays: the object then says so.
 """
 
 import io
@@ -68,6 +68,8 @@ def build(findings: Findings, sources: Sources, provenance: Provenance) -> Datas
     title = f"AI result, unverified: {provenance.algorithm.name}"
     document = _document(findings, sources, provenance, title)
     made = encapsulate(document, KIND, title, codes.DCM.ImagingMeasurementReport, sources, provenance)
+    if _burned_in(sources):
+        made.BurnedInAnnotation = "YES"  # its pages show the images
     made.ConversionType = "WSD"
     return finish(made, sources, provenance, KIND.output)
 
@@ -128,7 +130,7 @@ def _story(findings: Findings, sources: Sources, provenance: Provenance) -> Iter
         yield from _head("Looked for and not found")
         yield _paragraph(missing)
     yield from _head("About this document")
-    for sentence in _sentences(findings, provenance):
+    for sentence in _sentences(findings, sources, provenance):
         yield _paragraph(sentence, _SMALL)
 
 
@@ -186,7 +188,12 @@ def _png(panel: Image.Image) -> io.BytesIO:
     return buffer
 
 
-def _sentences(findings: Findings, provenance: Provenance) -> Iterator[str]:
+def _burned_in(sources: Sources) -> bool:
+    """Tell whether an image says that text is drawn on it that may tell whose it is (PS3.3 C.7.6.1.1)."""
+    return any(str(one.header.get("BurnedInAnnotation") or "").strip() == "YES" for one in sources.instances)
+
+
+def _sentences(findings: Findings, sources: Sources, provenance: Provenance) -> Iterator[str]:
     """Say what made the document, of what, and what it leaves out."""
     algorithm = provenance.algorithm
     maker = f", by {algorithm.manufacturer}" if algorithm.manufacturer else ""
@@ -199,10 +206,9 @@ def _sentences(findings: Findings, provenance: Provenance) -> Iterator[str]:
     predecessor = provenance.predecessor(KIND.output)
     if predecessor is not None:
         yield f"It replaces the document in series {predecessor.series_number}."
-    yield (
-        "It names no patient: whose it is stands in the object that holds it, where corrections arrive. Letters at a"
-        " slice's edges are the patient's sides; slices are as stored, and have no scale."
-    )
+    if not _burned_in(sources):
+        yield "It names no patient: whose it is stands in the object that holds it, where corrections arrive."
+    yield "Letters at a slice's edges are the patient's sides; slices are as stored, and have no scale."
     labels = [segment.label for layer in findings.layers for segment in layer.segments]
     said = (one.about + one.value for one in words.statements(findings))
     if any(_lost(text) for text in (*labels, *said, *findings.remarks, algorithm.name, algorithm.manufacturer or "")):

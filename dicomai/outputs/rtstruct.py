@@ -27,7 +27,7 @@ from dicomai.outputs.common import (
     references,
     tracking,
 )
-from dicomai.outputs.contours import Polygon, masks, polygons
+from dicomai.outputs.contours import Polygon, masks, polygons, speckled
 from dicomai.outputs.keyimage import areas
 from dicomai.outputs.provenance import Predecessor, Provenance, Sources
 
@@ -40,7 +40,7 @@ _ANATOMY = frozenset({"123037004", "91723000"})  # categories (CID 7150): body s
 
 
 def build(findings: Findings, sources: Sources, provenance: Provenance) -> Dataset | None:
-    """Encode the segments as a structure set; None where no segment has a voxel.
+    """Encode the segments as a structure set; None where no segment has a voxel, or where they have too many parts.
 
     Args:
         findings: label maps of shape (z, y, x), z as in `sources.frames`.
@@ -53,7 +53,7 @@ def build(findings: Findings, sources: Sources, provenance: Provenance) -> Datas
     """
     check_shapes(findings, sources)
     found = found_segments(findings)
-    if not found:
+    if not found or speckled(findings, found, areas(findings)):
         return None
     frame_of_reference = str(
         sources.header.get("FrameOfReferenceUID") or provenance.uid("seg", "frame of reference")

@@ -68,7 +68,7 @@ def _outline(saliency: Saliency, sources: Sources, provenance: Provenance) -> Pa
         voi_lut_function="LINEAR_EXACT",
     )
     mapping = RealWorldValueMapping(
-        lut_label=saliency.label[:16],
+        lut_label=saliency.label,
         lut_explanation=saliency.quantity.meaning,
         unit=saliency.unit,
         value_range=(low, high),

@@ -8,6 +8,7 @@ from typing import Any
 
 import pydicom
 import pytest
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from structlog.testing import capture_logs
 
@@ -138,6 +139,37 @@ def test_what_nobody_thought_of_ends_the_item_and_not_the_worker(bed: Bed) -> No
     assert first.reason == "tiny failed with ZeroDivisionError; the log of the worker says where."
     assert (first.state, second.state) == (State.CANCELED, State.COMPLETED)
     assert "Secret" not in str(logs)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_text_where_procedure_codes_should_be_costs_nothing(bed: Bed, fails: bool) -> None:
+    images = series(modality="MR", shape=(3, 12, 16))
+    for image in images:
+        image[0x00081032] = DataElement(0x00081032, "LO", "XRCH")
+    bed.take(images)
+    bed.plan(route(outputs=("sr", "report")))
+    assert bed.worker(engine(raising(ZeroDivisionError()) if fails else lambda: None)).step()
+    (made,) = results(bed)
+    (title,) = made.ConceptNameCodeSequence
+    assert title.CodeValue == ("AI-NOT-ANALYSED" if fails else "AI-MEASUREMENTS")
+    assert "ProcedureCodeSequence" not in made
+
+
+def test_a_report_that_cannot_be_made_ends_the_item_and_not_the_worker(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bed.take(series(modality="MR", shape=(3, 12, 16), PatientName="Secret^Name"))
+    bed.plan(route(outputs=("sr", "report")))
+
+    def broken(*_: Any) -> None:
+        raise AttributeError("Secret^Name")
+
+    monkeypatch.setattr("dicomai.worker.explain", broken)
+    with capture_logs() as logs:
+        assert bed.worker(engine(raising(ZeroDivisionError()))).step()
+    assert bed.items()[0].state == State.CANCELED
+    (line,) = [line for line in logs if line["event"] == "no report says that there is no result"]
+    assert line["error"] == "AttributeError"
 
 
 def test_a_doubt_holds_the_item_before_anything_is_run(bed: Bed) -> None:

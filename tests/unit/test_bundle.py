@@ -193,6 +193,9 @@ class TestWhatIsRefused:
         with pytest.raises(BundleError, match="the same number in the same layer"):
             bundle.load(copy)
         edit(copy, "number = 1", "number = 1\nlayer = 2")
+        with pytest.raises(BundleError, match="bear the same label"):  # whose numbers would a report show?
+            bundle.load(copy)
+        edit(copy, 'label = "Intracranial structure"', 'label = "Intracranial structure, again"')
         assert [len(segments) for segments in bundle.load(copy).layers] == [1, 1]
 
 

@@ -7,11 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from pydicom.dataelem import DataElement
+from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 
 from dicomai import measuring, quantities
 from dicomai.bundle import Wanted
-from dicomai.errors import NotAcceptedError
+from dicomai.errors import InferenceError, NotAcceptedError
 from dicomai.findings import Layer
 from dicomai.quantities import DERIVATIONS, QUANTITIES, Kind
 from dicomai.stacks import split
@@ -128,6 +130,68 @@ def test_intensities_are_those_inside() -> None:
     mean, deviation, least, most = measured(labels, np.eye(4), *what, array=array)
     assert (mean, least, most) == (30, 10, 60)
     assert deviation == pytest.approx(np.sqrt(1400 / 3))
+
+
+@pytest.mark.parametrize(
+    ("signed", "padding", "limit", "slope"),
+    [
+        (True, -2000, None, "1"),
+        (True, -2000, None, "0.5"),
+        (True, -2000, None, "-1"),
+        (True, 63536, None, "1"),  # the same, by another VR
+        (True, -2000, -1990, "1"),
+        (True, -1990, -2000, "-1"),
+        (False, 63536, 63546, "0.5"),
+    ],
+)
+def test_padding_is_no_tissue(signed: bool, padding: int, limit: int | None, slope: str) -> None:
+    """A fifth of the voxels is padding, and all others have 40 HU."""
+    array = np.full((4, 5, 5), round((40 + 1024) / float(slope)), np.int32)
+    array[:, 0] = -2000 if limit is None else -1995
+    array = array.astype(np.int16) if signed else (array & 0xFFFF).astype(np.uint16)
+    images = synthetic.series(array=array, shape=array.shape, RescaleSlope=slope, RescaleIntercept="-1024")
+    for image in images:
+        vr = "SS" if padding < 0 else "US"
+        image[0x00280120] = DataElement(0x00280120, vr, padding)
+        if limit is not None:
+            image[0x00280121] = DataElement(0x00280121, vr, limit)
+    (stack,) = split(synthetic.as_series(images))
+    source = load(stack, Limits())
+    labels = np.ones(array.shape, np.uint8)
+    labels[:2, 0] = 2
+    what = [wanted(quantities.ATTENUATION, derivation) for derivation in DERIVATIONS]
+    layer = Layer(np.ones_like(labels), (results.segment(),))
+    values = [one.value for one in measuring.measure(what, layer, np.array([0, labels.size]), source)]
+    assert sorted(values) == [0, 40, 40, 40]
+    layer = Layer(labels, (results.segment(1), results.segment(2, "Air")))
+    with pytest.raises(InferenceError, match="of Air cannot be measured: all of its voxels have the PixelPaddingValue"):
+        list(measuring.measure(what, layer, np.bincount(labels.ravel()), source))
+
+
+def test_padding_under_a_table_of_values_is_refused() -> None:
+    table = Dataset()
+    table.LUTDescriptor, table.ModalityLUTType, table.LUTData = [2, 0, 16], "US", bytes(4)
+    images = synthetic.series(modality="MR", PixelPaddingValue=0, ModalityLUTSequence=[table])
+    (stack,) = split(synthetic.as_series(images))
+    what = wanted(quantities.MR_SIGNAL, quantities.MEAN)
+    with pytest.raises(NotAcceptedError, match="ModalityLUTSequence and a PixelPaddingValue"):
+        measuring.check([what], stack.frames, "model")
+
+
+def test_a_mask_of_speckles_is_measured_in_the_time_of_its_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    outlined: list[int] = []
+    real = measuring._outline
+
+    def outline(plane: NDArray[np.bool_]) -> Any:
+        outlined.append(1)
+        return real(plane)
+
+    monkeypatch.setattr(measuring, "_outline", outline)
+    labels = (np.random.default_rng(1).random((4, 256, 256)) > 0.98).astype(int)
+    labels[2, 40:44, 40:43] = 1
+    (long,) = measured(labels, np.eye(4), LONG)
+    assert long >= 5
+    assert len(outlined) < 100, "thousands of regions, of few shapes"
 
 
 def test_only_the_segments_that_are_named_are_measured() -> None:

@@ -12,7 +12,7 @@ from skimage.draw import polygon2mask
 
 from dicomai.errors import InferenceError
 from dicomai.findings import Findings
-from dicomai.outputs import Sources, build, encode
+from dicomai.outputs import Sources, build, contours, encode
 from tests import results, synthetic
 
 WINDOW = {"WindowCenter": "128", "WindowWidth": "256"}
@@ -191,3 +191,34 @@ def test_same_work_gives_the_same_bytes_and_nothing_found_gives_none() -> None:
     assert build("gsps", results.findings(np.zeros((5, 8, 10), np.uint8)), sources, results.provenance()) is None
     with pytest.raises(InferenceError, match="another"):
         built(results.findings(np.ones((5, 8, 9), np.uint8)), sources)
+
+
+def test_grey_values_that_one_state_cannot_give_make_none() -> None:
+    """Of a Modality LUT the rescaling would be a guess; a window of stored values cannot turn light into dark."""
+    found = results.findings(np.ones((5, 8, 10), np.uint8))
+    table = Dataset()
+    table.LUTDescriptor, table.ModalityLUTType, table.LUTData = [2, 0, 16], "US", bytes(4)
+    cases = (
+        {"ModalityLUTSequence": [table], "RescaleSlope": None, "RescaleIntercept": None},
+        {"RescaleSlope": lambda z: str(-z - 1)},
+    )
+    for attributes in cases:
+        assert build("gsps", found, of(**attributes), results.provenance()) is None
+    assert built(found, of(RescaleSlope="-2")).RescaleSlope == -2
+
+
+@pytest.mark.parametrize("output", ["gsps", "rtstruct"])
+def test_a_mask_in_thousands_of_pieces_is_not_outlined(output: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = (5, 256, 256)
+    specks = (np.random.default_rng(1).random(shape) > 0.98).astype(np.uint8)
+    sources = of(shape=shape, array=np.zeros(shape, np.uint16))
+    monkeypatch.setattr(contours, "MOST_PARTS", 3000)
+    for labels in (specks, 1 - specks):  # parts, and holes
+        assert build(output, results.findings(labels), sources, results.provenance()) is None
+    monkeypatch.setattr(contours, "MOST_PARTS", 2)
+    few = np.zeros(shape, np.uint8)
+    few[1:3, 2:7, 2:7] = few[2, 9, 9] = 1
+    few[1, 4, 4] = 0
+    assert build(output, results.findings(few), sources, results.provenance()) is not None
+    few[4, ::2, 3] = 1
+    assert build(output, results.findings(few), sources, results.provenance()) is None

@@ -97,6 +97,17 @@ def test_name_that_cannot_be_decoded_stays_as_it_is_and_our_text_gives_way(chara
     assert "Schadel x" in [str(item.get("TextValue")) for item in walk(ds)]
 
 
+@pytest.mark.parametrize(("remark", "spelled"), [("Kopf 頭部", "Kopf"), ("頭部", "?")])
+def test_text_that_vanishes_leaves_no_blank_that_is_lost_on_the_way(remark: str, spelled: str) -> None:
+    made = images()
+    stored = [synthetic.encode(ds).replace(b"Synthetic^Sample", "Müller-Lüdensche".encode("latin-1")) for ds in made]
+    instances = [Instance.read(lambda data=data: io.BytesIO(data), "x") for data in stored]  # type: ignore[misc]
+    sources = results.sources(instances)
+    data = encode(built(results.findings(results.ball(SHAPE), remarks=(remark,)), sources, "sr"))
+    assert spelled in [str(item.get("TextValue")) for item in walk(read(data))]
+    assert encode(restate(read(data), sources.newest)) == data
+
+
 def walk(ds: Dataset) -> list[Dataset]:
     return [ds, *(inner for item in ds.get("ContentSequence") or () for inner in walk(item))]
 

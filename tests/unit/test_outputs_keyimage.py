@@ -312,3 +312,34 @@ def test_what_is_about_no_segment_is_said_in_words(drawn: list[str]) -> None:
     assert "Pneumonia, Lung: Present, probability 0.93" in said
     assert "Calcium score: 112" in said
     assert "Nodule, Lung: at R 20.0, A 10.0, H 30.8 mm, 20.0 x 10.0 x 1.0 mm, probability 0.87" in said
+
+
+@pytest.mark.parametrize("shape", [Shape.BOX, Shape.ELLIPSOID])
+def test_what_is_smaller_than_a_pixel_is_drawn_as_a_circle(shape: Shape) -> None:
+    sources = of()
+    (one,) = detections(sources, shape).detections
+    tiny = replace(one.region, semi_axes=tuple(tuple(v / 100 for v in axis) for axis in one.region.semi_axes))
+    tiny = replace(tiny, center=tuple(v + 0.3 for v in tiny.center))  # between the centres of pixels
+    ds = built(Findings((), (), Outcome.FINDINGS, detections=(replace(one, region=tiny),)), sources)
+    assert near(ds.pixel_array[: 520 + GAP, :], words.DETECTED).any()
+
+
+@pytest.mark.parametrize(("along", "steps"), [("row", 60), ("column", -25), ("normal", 9)])
+def test_what_lies_outside_of_the_images_is_said_to_be_on_none(drawn: list[str], along: str, steps: float) -> None:
+    sources = of()
+    row, column = np.asarray(geometry(sources).orientation).reshape(2, 3)
+    way = {"row": row, "column": column, "normal": np.cross(row, column)}[along]
+    (one,) = detections(sources, Shape.POINT).detections
+    moved = replace(one.region, center=tuple(map(float, np.asarray(one.region.center) + steps * way)))
+    built(Findings((), (), Outcome.FINDINGS, detections=(replace(one, region=moved),)), sources)
+    assert "Found, but on none of these slices: Nodule (outside of the images)." in " ".join(drawn)
+
+
+@pytest.mark.parametrize(
+    ("probability", "says"),
+    [(1.0, "1"), (0.996, "> 0.99"), (0.004, "< 0.01"), (0.0, "0"), (0.99, "0.99"), (0.01, "0.01")],
+)
+def test_no_doubt_is_rounded_away(probability: float, says: str) -> None:
+    asked = Evaluation(Code("233604007", "SCT", "Pneumonia"), PRESENT, LUNG, probability)
+    (said,) = words.statements(Findings((), (), Outcome.FINDINGS, evaluations=(asked,)))
+    assert said.value == f"Present, probability {says}"

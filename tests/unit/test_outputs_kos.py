@@ -7,10 +7,12 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset
+from pydicom.sr.coding import Code
 
 from dicomai.errors import InferenceError
-from dicomai.findings import Findings
+from dicomai.findings import Detection, Findings, Outcome, Region, Shape
 from dicomai.outputs import Sources, build, encode
+from dicomai.outputs.common import geometry
 from dicomai.rejection import RejectionNote
 from tests import results, synthetic
 from tests.rejected import rejection_note
@@ -105,3 +107,22 @@ def test_same_work_gives_the_same_bytes_and_nothing_found_gives_none() -> None:
     assert build("kos", results.findings(np.zeros((24, 8, 10), np.uint8)), sources, results.provenance()) is None
     with pytest.raises(InferenceError, match="another"):
         built(results.findings(np.ones((5, 8, 9), np.uint8)), sources)
+
+
+def test_what_was_detected_without_a_mask_is_named_where_its_centre_lies() -> None:
+    sources = of()
+    row, column = np.asarray(geometry(sources).orientation).reshape(2, 3)
+    places = np.asarray(geometry(sources).positions) + 4 * 0.6 * row + 3 * 0.8 * column
+    beyond = places[-1] + (places[-1] - places[-2])
+    nodule = Code("27925004", "SCT", "Nodule")
+    made = [
+        Detection(nodule, results.ABNORMALITY, nodule, Region(Shape.POINT, tuple(map(float, at))))
+        for at in (places[17], beyond)
+    ]
+    ds = built(Findings((), (), Outcome.FINDINGS, detections=tuple(made)), sources)
+    assert [item.ReferencedSOPInstanceUID for item in images(ds)] == [
+        sources.frames[z].instance.sop_instance_uid for z in (17, 23)
+    ]
+    assert "Nearest to the centre of Nodule: Im 18. Found, but on none of these images: Nodule (outside" in (
+        description(ds)
+    )

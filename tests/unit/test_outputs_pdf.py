@@ -179,3 +179,11 @@ def test_validator_finds_no_fault(case: str, tmp_path: Path) -> None:
 def test_label_map_of_another_grid_is_refused() -> None:
     with pytest.raises(InferenceError, match="another"):
         built(results.findings(np.zeros((5, 8, 8), np.uint8)), of())
+
+
+def test_what_the_images_have_drawn_on_them_is_said_of_the_document() -> None:
+    sources = of(BurnedInAnnotation=lambda z: "YES" if z == 4 else "NO")
+    ds = built(results.findings(results.ball(SHAPE)), sources)
+    assert ds.BurnedInAnnotation == "YES"
+    assert "names no patient" not in pages(ds)[0]
+    assert "Letters at a slice's edges" in pages(ds)[0]

@@ -135,3 +135,17 @@ def test_what_is_no_number_or_lies_elsewhere_is_refused() -> None:
         built(array, of("axial"))
     with pytest.raises(InferenceError, match="another grid"):
         built(values((5, 8, 8)), of("axial"))
+
+
+@pytest.mark.parametrize(
+    ("quantity", "label"),
+    [
+        (QUANTITY, "Wärme"),
+        (QUANTITY, "Saliency of the answer"),
+        (QUANTITY, ""),
+        (Code("1", "99T", "Größe"), "Saliency"),
+    ],
+)
+def test_a_text_that_does_not_fit_into_every_object_is_refused(quantity: Code, label: str) -> None:
+    with pytest.raises(InferenceError, match="in ASCII, and the label in 1 to 16 characters"):
+        Saliency(values(), quantity, ONE, label)
