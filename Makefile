@@ -48,17 +48,19 @@ check: setup ## linters, types, import contracts and the fast tests
 	$(PYTEST) --numprocesses $(WORKERS) -m "not slow" tests/unit || wrong=1; wait $$types || wrong=1; exit $$wrong
 
 acceptance: setup peers viewers postgresql ## against DCMTK, Orthanc, OHIF in Chromium and validators
-	@$(PYTEST) tests/acceptance
+	@$(PYTEST) --numprocesses $(WORKERS) --dist loadfile --ignore tests/acceptance/test_start.py tests/acceptance
+	@$(PYTEST) tests/acceptance/test_start.py # which looks at how quick it is, by itself
 
 gpu: setup ## the tests that need a CUDA device, on one
 	@$(PYTEST) tests/gpu
 
-bench: setup ## every figure that the documentation quotes
+bench: setup peers viewers ## every figure that the documentation quotes
 	@for script in benchmarks/*.py; do if [ -e "$$script" ]; then $(BIN)/python "$$script"; fi; done
 
-soak: setup peers ## 1,500 studies by eight senders, then a hundred kills and twenty power cuts while they send
+soak: setup peers ## 1,500 studies by eight senders, a hundred kills and twenty power cuts while they send; 1,000 results out
 	@$(BIN)/python -m tests.soak
-	@KILLS=100 CUTS=20 $(PYTEST) --capture no tests/acceptance/test_kill_receiving.py tests/acceptance/test_power_cut.py
+	@export KILLS=100 CUTS=20; $(PYTEST) --capture no tests/acceptance/test_kill_receiving.py tests/acceptance/test_power_cut.py
+	@export RESULTS=1000; $(PYTEST) --capture no tests/acceptance/test_many_results.py
 
 fuzz: setup ## a million hostile inputs (INPUTS=, SEED=, ONLY=, or REPLAY=FILE that a finding named)
 	@$(BIN)/python -m tests.fuzz $(if $(INPUTS),--inputs $(INPUTS)) $(if $(SEED),--seed $(SEED)) \

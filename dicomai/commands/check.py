@@ -19,7 +19,14 @@ from rich.text import Text
 from dicomai import config, passcodes, tls, weights
 from dicomai.commands.output import console, print_json
 from dicomai.commands.worklist import missing_file
-from dicomai.config import Destination, DicomDestination, DicomwebDestination, FolderDestination, Settings
+from dicomai.config import (
+    Destination,
+    DicomDestination,
+    DicomwebDestination,
+    FolderDestination,
+    Settings,
+    SftpDestination,
+)
 from dicomai.database import Database
 from dicomai.destinations import ask, echo
 from dicomai.destinations.dimse.probe import probe
@@ -95,7 +102,7 @@ def db_upgrade(settings: Settings) -> int:
 def doctor(settings: Settings, path: Path | None, *, as_json: bool) -> int:
     """Look the node over, and say what to mend."""
     found = config.find(path)
-    findings = [Finding("good", "configuration", str(found or "built-in defaults"))]
+    findings = [Finding("good", "configuration", str(found or "built-in defaults")), *_secrets(settings, found)]
     for look in (_storage, _database, _models, _destinations, _receiver, _users, _tls, _console, _routes, _device):
         findings.extend(look(settings))
     if as_json:
@@ -112,6 +119,33 @@ def _tried(about: str, attempt: Callable[[], str]) -> Finding:
         return Finding("good", about, attempt())
     except DicomaiError as error:
         return Finding("bad", about, str(error))
+
+
+def _secrets(settings: Settings, file: Path | None) -> list[Finding]:
+    """Say which files with a secret everybody on the machine can read, beside the one that `[tls]` names."""
+    findings = [
+        _open_key(f"destination {one.name}", one.key)
+        for one in settings.destination
+        if isinstance(one, SftpDestination) and one.key is not None and _is_open(one.key)
+    ]
+    if file is not None and _is_open(file) and config.holds_secret(file):
+        sentence = (
+            f"{file} holds a token or password and can be read by everyone on this machine: chgrp it to the group of"
+            " the node's user, then chmod o= it."
+        )
+        findings.append(Finding("warning", "configuration", sentence))
+    return findings
+
+
+def _open_key(about: str, key: Path) -> Finding:
+    return Finding("warning", about, f"{key} can be read by everyone on this machine: chmod o= it.")
+
+
+def _is_open(file: Path) -> bool:
+    try:
+        return bool(file.stat().st_mode & stat.S_IROTH)
+    except OSError:  # whoever needs the file says that it cannot be had
+        return False
 
 
 def _storage(settings: Settings) -> list[Finding]:
@@ -171,20 +205,24 @@ def _destinations(settings: Settings) -> list[Finding]:
         if isinstance(entry, FolderDestination):
             findings.append(_folder(entry))
             continue
-
-        def attempt(entry: Destination = entry) -> str:
-            timeout = settings.delivery.timeout
-            seconds = ask(entry, calling_ae=settings.node.ae_title, timeout=timeout, tls=settings.tls)
-            who = entry.ae_title if isinstance(entry, DicomDestination) else "it"
-            return f"{who} answered in {1000 * seconds:.0f} ms"
-
-        findings.append(_tried(about, attempt))
+        findings.append(_asked(entry, settings))
         if isinstance(entry, DicomDestination) and findings[-1].verdict == "good":
             findings += _profile(entry, settings)
         if isinstance(entry, DicomwebDestination) and entry.is_open_secret:
             sentence = "its token or password travels where anyone on the network can read it: call it by https."
             findings.append(Finding("warning", about, sentence))
     return findings
+
+
+def _asked(entry: Destination, settings: Settings) -> Finding:
+    about = f"destination {entry.name}"
+    try:
+        asked = ask(entry, calling_ae=settings.node.ae_title, timeout=settings.delivery.timeout, tls=settings.tls)
+    except DicomaiError as error:
+        return Finding("bad", about, str(error))
+    who = entry.ae_title if isinstance(entry, DicomDestination) else "it"
+    said = f"{who} answered in {1000 * asked.seconds:.0f} ms"
+    return Finding("warning", about, f"{said}: {asked.remark}") if asked.remark else Finding("good", about, said)
 
 
 def _profile(entry: DicomDestination, settings: Settings) -> list[Finding]:
@@ -213,11 +251,7 @@ def _receiver(settings: Settings) -> list[Finding]:
     if not settings.receiver.allow:
         sentence = "anyone may send: list the AE titles that may in receiver.allow."
         findings.append(Finding("warning", "receiver", sentence))
-    let_in = {entry.partition("@")[0].strip() for entry in settings.receiver.allow}
-    for entry in settings.destination:
-        if isinstance(entry, DicomDestination) and entry.commitment and let_in and entry.ae_title not in let_in:
-            sentence = f"{entry.ae_title} cannot report what it commits to this port: add it to receiver.allow."
-            findings.append(Finding("warning", f"destination {entry.name}", sentence))
+    findings += _reports(settings)
     if settings.receiver.commitment and not settings.source:
         sentence = "whoever asks for storage commitment and does not wait is never told: add a [[source]] for it."
         findings.append(Finding("warning", "commitment", sentence))
@@ -252,6 +286,25 @@ def _receiver(settings: Settings) -> list[Finding]:
     return [*findings, Finding("good", about, f"{node.ae_title} answers")]
 
 
+def _reports(settings: Settings) -> list[Finding]:
+    """Say which destinations may not be able to report what they commit."""
+    findings = []
+    let_in = {entry.partition("@")[0].strip() for entry in settings.receiver.allow}
+    for entry in settings.destination:
+        if not isinstance(entry, DicomDestination) or not entry.commitment:
+            continue
+        if let_in and entry.ae_title not in let_in:
+            sentence = f"{entry.ae_title} cannot report what it commits to this port: add it to receiver.allow."
+            findings.append(Finding("warning", f"destination {entry.name}", sentence))
+        if settings.user:
+            sentence = (
+                f"{entry.ae_title} can report what it commits to this port only if it shows the user name of a"
+                " [[user]]: have it do so, or report on the association of the request."
+            )
+            findings.append(Finding("warning", f"destination {entry.name}", sentence))
+    return findings
+
+
 def _answer_by_tls(settings: Settings, host: str) -> str:
     if not tls.is_ours(settings.tls, host, settings.node.port, settings.delivery.timeout):
         raise ConfigurationError("another program has it: end that program, or set node.port to a free one.")
@@ -280,9 +333,8 @@ def _tls(settings: Settings) -> list[Finding]:
                 findings.append(Finding("good", "tls", said))
     except ConfigurationError as error:
         findings.append(Finding("bad", "tls", str(error)))
-    key = settings.tls.key
-    if key is not None and key.exists() and key.stat().st_mode & stat.S_IROTH:
-        findings.append(Finding("warning", "tls", f"{key} can be read by everyone on this machine: chmod o= it."))
+    if settings.tls.key is not None and _is_open(settings.tls.key):
+        findings.append(_open_key("tls", settings.tls.key))
     return findings
 
 

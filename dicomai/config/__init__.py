@@ -5,6 +5,7 @@ one the defaults below hold. `DICOMAI_SECTION__KEY` in the environment overrides
 """
 
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -55,6 +56,7 @@ __all__ = [
     "UserSettings",
     "WorkerSettings",
     "find",
+    "holds_secret",
     "load",
 ]
 
@@ -221,6 +223,21 @@ def load(path: Path | None = None) -> Settings:
             f"{found or 'The configuration'}: {'; '.join(map(_explain, error.errors()))}."
         ) from error
     return Settings.model_construct(**{name: getattr(settings, name) for name in Settings.model_fields})
+
+
+def holds_secret(path: Path) -> bool:
+    """Say whether a file that `load` took has a token or a password in it, one in the worklist's URL included."""
+    return _has_secret("", tomllib.loads(path.read_text(encoding="utf-8")))
+
+
+def _has_secret(key: str, value: object) -> bool:
+    if isinstance(value, dict):
+        return any(_has_secret(name, inner) for name, inner in value.items())
+    if isinstance(value, list):
+        return any(_has_secret(key, inner) for inner in value)
+    if key == "worklist":
+        return re.search(r"://[^/@]*:[^/]+@|[?&]password=", str(value)) is not None
+    return key in {"token", "password"} and bool(value)
 
 
 def _check_environment() -> None:

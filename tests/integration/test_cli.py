@@ -16,7 +16,9 @@ import pydicom
 import pytest
 from PIL import Image
 
-from dicomai import bundle, weights
+from dicomai import bundle, config, weights
+from dicomai.commands import check
+from dicomai.config import Settings
 from tests.dimse import free_port, is_listening, scp
 
 DICOMAI = [sys.executable, "-m", "dicomai"]
@@ -223,19 +225,69 @@ def destination(port: int) -> str:
     return f'[[destination]]\nname = "pacs"\ntype = "dicom"\nae_title = "PACS"\nhost = "127.0.0.1"\nport = {port}\n'
 
 
+def sftp(folder: Path, secret: str) -> str:
+    return (
+        f'[[destination]]\nname = "partner"\ntype = "sftp"\nhost = "127.0.0.1"\nport = 22\nuser = "ai"\n{secret}\n'
+        f'known_hosts = "{folder}/known_hosts"\npath = "/in"\n'
+    )
+
+
 class TestDoctor:
     def test_says_what_to_mend_and_touches_nothing(self, site: Site) -> None:
-        site.configure(ROUTE + destination(free_port()))
-        found = {one["about"]: one for one in site.json("doctor", status=1)}
+        site.configure(ROUTE + destination(free_port()) + sftp(site.folder, 'password = "Kepler"'))
+        (site.folder / "dicomai.toml").chmod(0o644)
+        said = site.json("doctor", status=1)
+        found = {one["about"]: one for one in said}
         assert {about for about, one in found.items() if one["verdict"] == "bad"} == {
-            "model brain_extraction", "destination pacs",
+            "model brain_extraction", "destination pacs", "destination partner",
         }  # fmt: skip
+        assert found["configuration"]["verdict"] == "warning"
+        assert "holds a token or password and can be read by everyone" in found["configuration"]["sentence"]
+        assert "Kepler" not in str(said)
         assert "cannot be connected to" in found["destination pacs"]["sentence"]
         assert "dicomai models pull brain_extraction" in found["model brain_extraction"]["sentence"]
         assert found["receiver"]["verdict"] == "warning"
         assert "no destinations" in found["route intracranial-volume"]["sentence"]
         assert found[f"port {site.port}"]["sentence"] == "free; the node does not run"
         assert not site.storage.exists()
+
+    @pytest.mark.parametrize(
+        ("text", "held"),
+        [
+            ('[console]\ntoken = "a-token-of-24-characters"', True),
+            ('[node]\nworklist = "postgresql+psycopg://ai:Kepler@db/dicomai"', True),
+            ('[node]\nworklist = "postgresql+psycopg://ai@db:5432/dicomai"\n[console]\ntoken = ""', False),
+            ('[[user]]\nname = "ct01"\npasscode = "scrypt:..."', False),
+        ],
+    )
+    def test_a_secret_that_everyone_can_read(self, tmp_path: Path, text: str, held: bool) -> None:
+        file = tmp_path / "dicomai.toml"
+        file.write_text(text, encoding="utf-8")
+        for mode, warned in ((0o644, held), (0o640, False)):
+            file.chmod(mode)
+            assert bool(check._secrets(Settings(), file)) is warned
+
+    def test_a_key_that_everyone_can_read(self, tmp_path: Path) -> None:
+        key, file = tmp_path / "id_ed25519", tmp_path / "dicomai.toml"
+        file.write_text(sftp(tmp_path, f'key = "{key}"'), encoding="utf-8")
+        settings = config.load(file)
+        assert not check._secrets(settings, file), "it is not there: the destination says so"
+        key.touch(0o644)
+        (found,) = check._secrets(settings, file)
+        assert (found.verdict, found.about) == ("warning", "destination partner")
+        assert found.sentence == f"{key} can be read by everyone on this machine: chmod o= it."
+        key.chmod(0o600)
+        assert not check._secrets(settings, file)
+
+    @pytest.mark.parametrize("users", [[], [{"name": "pacs"}]])
+    def test_a_report_of_commitment_needs_a_user(self, users: list[dict[str, str]]) -> None:
+        pacs = {"type": "dicom", "name": "pacs", "ae_title": "PACS", "host": "127.0.0.1", "port": 104}
+        node = {"host": "127.0.0.1", "port": free_port()}
+        settings = Settings(
+            node=node, receiver={"allow": ["PACS"]}, user=users, destination=[{**pacs, "commitment": True}]
+        )
+        warned = [one.sentence for one in check._receiver(settings) if one.about == "destination pacs"]
+        assert [("PACS can report" in one, "[[user]]" in one) for one in warned] == [(True, True)] * len(users)
 
     def test_a_healthy_node(self, site: Site) -> None:
         with scp() as pacs:
