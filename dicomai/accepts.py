@@ -8,6 +8,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
 
 from dicomai.errors import NotAcceptedError
 from dicomai.routing import values
@@ -189,7 +190,10 @@ def attribute(header: Dataset, keyword: str, frame: int = 1) -> tuple[str, ...]:
             found = values(place, name) if name else ()
             if found:
                 return found
-    for item in header.get(_CODED_KEYWORD.get(keyword, "")) or ():
+    coded = header.get(_CODED_KEYWORD.get(keyword, "")) or ()
+    if not isinstance(coded, Sequence | tuple):
+        return (str(coded),)  # some send text where a sequence belongs
+    for item in coded:
         return values(item, "CodeMeaning") or ("unnamed",)
     return _age(header) if keyword == "PatientAge" else ()
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.sr.codedict import codes
@@ -295,6 +296,11 @@ class TestValidatedRange:
     )
     def test_anything_else_is_outside(self, brain: bundle.Bundle, attributes: dict[str, object]) -> None:
         assert brain.outside_validated(header(**attributes)) is not None
+
+    def test_a_contrast_agent_sent_as_text_where_codes_belong_is_one(self, brain: bundle.Bundle) -> None:
+        ds = header(**MPRAGE)
+        ds["ContrastBolusAgentSequence"] = DataElement("ContrastBolusAgentSequence", "LO", "Gadobutrol")
+        assert brain.outside_validated(ds) is not None
 
     def test_the_sentence_gives_the_numbers(self, brain: bundle.Bundle) -> None:
         sentence = brain.outside_validated(header(ScanningSequence="SE", RepetitionTime="2300.00", EchoTime="22.0000"))
