@@ -31,9 +31,7 @@ def test_orthanc_sends_a_study_and_has_it_again(tmp_path: Path, demo_study: tupl
         pacs.request("/dicom-web/servers/node/stow", {"Resources": [study], "Synchronous": True})
         sending.join()
         assert [uid for uid, data in sent.items() if data not in ours.stored(uid)] == []  # dcmsend writes some anew
-        until(
-            lambda: not list((ours.storage / "incoming").glob("*/*")), 10
-        )  # when the association's end is written down
+        until(lambda: not list((ours.storage / "incoming").glob("*/*")), 10)
         ours.wait_for(lambda entries: entries and {entry.state for entry in entries} == {"NOT ROUTED"}, 30)
 
         uid = pacs.get(f"/studies/{study}")["MainDicomTags"]["StudyInstanceUID"]

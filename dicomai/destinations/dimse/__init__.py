@@ -3,8 +3,9 @@
 import contextlib
 import io
 import mmap
+import struct
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -60,6 +61,7 @@ _FOR_GOOD = frozenset(
 
 
 _DUPLICATE = 0x0111
+_BEGINNING = b"DICM\x02\0\0\0UL\x04\0"  # and FileMetaInformationGroupLength
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,15 @@ class Answer:
         found = response.get("OffendingElement") or []
         tags = found if isinstance(found, MultiValue | list) else [found]
         return cls(int(response.Status), tuple(_named(Tag(tag)) for tag in tags))
+
+    @classmethod
+    def read(cls, elements: Mapping[int, bytes]) -> "Answer | None":
+        """Read a response by its encoded elements (PS3.7 E.1); None where it has no status."""
+        status, offending = elements.get(0x0900, b""), elements.get(0x0901, b"")
+        if len(status) != 2:
+            return None
+        tags = [struct.unpack_from("<HH", offending, at) for at in range(0, len(offending) - 3, 4)]
+        return cls(int.from_bytes(status, "little"), tuple(_named(Tag(*tag)) for tag in tags))
 
     @property
     def is_accepted(self) -> bool:
@@ -359,9 +370,10 @@ class StorageLink(Link):
                 )
             except stream.BrokenError as error:
                 raise self.broken() from error
-        if "Status" not in response:
+        answer = Answer.read(response)
+        if answer is None:
             raise self.broken()
-        return Answer.of(response)
+        return answer
 
     def echo(self) -> Answer:
         """Send C-ECHO.
@@ -406,6 +418,10 @@ def _named(tag: BaseTag) -> str:
 
 def _offset(file: BinaryIO) -> int:
     """Find where the data set of a DICOM file begins (PS3.10 7.1)."""
+    head = file.read(144)
+    if head[128:140] == _BEGINNING:
+        return 144 + int.from_bytes(head[140:144], "little")
+    file.seek(0)  # what others write without a group length
     read_preamble(file, force=False)
     read_dataset(file, is_implicit_VR=False, is_little_endian=True, stop_when=lambda tag, _, __: tag.group != 0x0002)
     return file.tell()

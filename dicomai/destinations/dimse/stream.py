@@ -6,7 +6,6 @@ answer. What else the peer says meanwhile, such as an A-ABORT or the request of 
 way.
 """
 
-import io
 import socket
 import struct
 import threading
@@ -15,9 +14,7 @@ from itertools import islice
 from ssl import SSLSocket
 from typing import cast
 
-from pydicom.dataset import Dataset
 from pynetdicom.association import Association
-from pynetdicom.dsutils import decode
 from pynetdicom.dul import DULServiceProvider
 from pynetdicom.transport import AssociationSocket
 
@@ -29,6 +26,7 @@ _C_STORE_RQ, _C_STORE_RSP = 0x0001, 0x8001
 _LOW = 0x0002  # a result is sent when there is time for it
 _HEAD = struct.Struct(">BxLLBB")
 _NO_DATA_SET = 0x0101
+_COMMAND_FIELD, _RESPONDED_TO, _DATA_SET_TYPE = 0x0100, 0x0120, 0x0800
 _LONGEST_MESSAGE = 16 * 1024 * 1024  # other than a response: a report of many instances, say
 _PDUS_AT_ONCE = 32
 
@@ -73,7 +71,7 @@ def store(
     uids: tuple[str, str],
     data: memoryview,
     moved: Callable[[], None],
-) -> Dataset:
+) -> dict[int, bytes]:
     """Send a C-STORE request, and wait for the answer.
 
     Args:
@@ -85,7 +83,7 @@ def store(
         moved: called whenever bytes have gone or come.
 
     Returns:
-        The command set of the response.
+        The elements of the response's command set: values by element number of group 0000.
 
     Raises:
         BrokenError: there is no answer any more.
@@ -158,7 +156,9 @@ def _write(connection: socket.socket, parts: list[bytes | memoryview], moved: Ca
             left[0] = left[0][sent:]
 
 
-def _answer(provider: SharedProvider, connection: socket.socket, message_id: int, moved: Callable[[], None]) -> Dataset:
+def _answer(
+    provider: SharedProvider, connection: socket.socket, message_id: int, moved: Callable[[], None]
+) -> dict[int, bytes]:
     """Read messages up to the response to one of ours; what else comes is the library's.
 
     Raises:
@@ -166,11 +166,11 @@ def _answer(provider: SharedProvider, connection: socket.socket, message_id: int
     """
     while True:
         pdus, command = _message(provider, connection, moved)
-        answer = _decoded(command)
-        if answer.get("CommandField") != _C_STORE_RSP:
+        answer = dict(elements(command))
+        if _number(answer, _COMMAND_FIELD) != _C_STORE_RSP:
             for pdu in pdus:
                 provider.give(pdu)
-        elif answer.get("MessageIDBeingRespondedTo") == message_id:
+        elif _number(answer, _RESPONDED_TO) == message_id:
             return answer
         else:
             raise BrokenError
@@ -207,18 +207,12 @@ def _message(
 
 
 def _has_data_set(command: bytes | bytearray) -> bool:
-    return bool(_decoded(command).get("CommandDataSetType") != _NO_DATA_SET)
+    return _number(dict(elements(command)), _DATA_SET_TYPE) != _NO_DATA_SET
 
 
-def _decoded(command: bytes | bytearray) -> Dataset:
-    """Decode a command set.
-
-    Raises:
-        ValueError: it is none.
-    """
-    for _ in elements(command):  # the library makes something of anything
-        pass
-    return decode(io.BytesIO(command), True, True)
+def _number(answer: dict[int, bytes], element: int) -> int | None:
+    value = answer.get(element, b"")
+    return int.from_bytes(value, "little") if len(value) == 2 else None
 
 
 def _fragments(pdu: bytes) -> Iterator[tuple[int, bytes]]:
