@@ -24,7 +24,7 @@ from dicomai.workitem import Kind, State
 from tests.acceptance.node import Node, node, until
 from tests.acceptance.orthanc import orthanc
 from tests.acceptance.tools import dcmtk
-from tests.beds import Bed, route
+from tests.beds import QUIET, Bed, route
 from tests.dimse import HOST, free_port, is_listening
 from tests.synthetic import series
 
@@ -87,7 +87,10 @@ def results(one: Node) -> set[str]:
     try:
         for number in range(RESULTS):
             bed.take(series(modality="MR", shape=(3, 12, 16), study_uid=generate_uid(None), PatientID=f"P{number}"))
-        bed.plan(route(destinations=NAMES))
+        bed.turn(QUIET + 1)
+        planner = bed.planner(route(destinations=NAMES))
+        while planner.sweep():
+            pass
         worker = bed.worker()
         while worker.step():
             pass
