@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 import numpy as np
+from highdicom.sr import DeviceObserverIdentifyingAttributes, ObserverContext
 from pydicom import dcmwrite
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filewriter import correct_ambiguous_vr
@@ -98,6 +99,20 @@ def equipment(provenance: Provenance) -> dict[str, Any]:
         "software_versions": provenance.software_version,
         "device_serial_number": provenance.installation,
     }
+
+
+def observer(device_uid: str, installation: str) -> ObserverContext:
+    """Name who says what a document says: this node (PS3.16 TID 1002, 1004)."""
+    return ObserverContext(
+        observer_type=codes.DCM.Device,
+        observer_identifying_attributes=DeviceObserverIdentifyingAttributes(
+            uid=device_uid,
+            name="dicomai",
+            manufacturer_name=MANUFACTURER,
+            model_name=MODEL_NAME,
+            serial_number=installation,
+        ),
+    )
 
 
 def begin(output: str, sop_class_uid: str, modality: str, provenance: Provenance) -> Dataset:

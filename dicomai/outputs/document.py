@@ -12,11 +12,9 @@ from highdicom.sr import (
     Comprehensive3DSR,
     ContainerContentItem,
     ContentSequence,
-    DeviceObserverIdentifyingAttributes,
     LanguageOfContentItemAndDescendants,
     NumContentItem,
     ObservationContext,
-    ObserverContext,
     RelationshipTypeValues,
     TextContentItem,
     UIDRefContentItem,
@@ -26,7 +24,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
-from dicomai.outputs.common import MANUFACTURER, MODEL_NAME, Geometry, code_item, equipment, finish
+from dicomai.outputs.common import MANUFACTURER, Geometry, code_item, equipment, finish, observer
 from dicomai.outputs.provenance import Predecessor, Provenance, Sources, derived_uid
 from dicomai.study import Instance
 
@@ -76,7 +74,10 @@ def build(
         refers_to: what it refers to beside the images, see `stand_in`.
     """
     root = ContainerContentItem(title, template_id="1500")
-    content = ContentSequence([*LanguageOfContentItemAndDescendants(_ENGLISH), *_observation_context(provenance)])
+    by = observer(provenance.device_uid, provenance.installation)
+    content = ContentSequence(
+        [*LanguageOfContentItemAndDescendants(_ENGLISH), *ObservationContext(observer_device_context=by)]
+    )
     for procedure in _procedures(sources.newest):
         content.append(CodeContentItem(codes.DCM.ProcedureReported, procedure, RelationshipTypeValues.HAS_CONCEPT_MOD))
     root.ContentSequence = content
@@ -138,22 +139,6 @@ def _imaging_measurements(groups: Sequence[ContentSequence]) -> Iterator[Contain
         container = ContainerContentItem(codes.DCM.ImagingMeasurements, relationship_type=CONTAINS)
         container.ContentSequence = ContentSequence([item for group in groups for item in group])
         yield container
-
-
-def _observation_context(provenance: Provenance) -> ObservationContext:
-    """Name the observer: this node (TID 1004)."""
-    return ObservationContext(
-        observer_device_context=ObserverContext(
-            observer_type=codes.DCM.Device,
-            observer_identifying_attributes=DeviceObserverIdentifyingAttributes(
-                uid=provenance.device_uid,
-                name="dicomai",
-                manufacturer_name=MANUFACTURER,
-                model_name=MODEL_NAME,
-                serial_number=provenance.installation,
-            ),
-        )
-    )
 
 
 def _procedures(newest: Dataset) -> list[Code]:

@@ -14,7 +14,7 @@ from pydicom.uid import KeyObjectSelectionDocumentStorage
 
 from dicomai import render
 from dicomai.findings import Findings, found_segments
-from dicomai.outputs.common import MANUFACTURER, MODEL_NAME, check_shapes, equipment, finish, references
+from dicomai.outputs.common import MANUFACTURER, MODEL_NAME, check_shapes, equipment, finish, observer, references
 from dicomai.outputs.keyimage import Areas, areas, choose_slices, detected, hidden, outside
 from dicomai.outputs.provenance import Provenance, Sources
 
@@ -43,7 +43,7 @@ def build(findings: Findings, sources: Sources, provenance: Provenance) -> Datas
     content = hd.ko.KeyObjectSelection(
         document_title=codes.DCM.OfInterest,
         referenced_objects=evidence,
-        observer_device_context=_observer(provenance),
+        observer_device_context=observer(provenance.device_uid, provenance.installation),
         description=" ".join(_sentences(findings, sources, provenance, counted, chosen)),
     )
     images = [item for item in content[0].ContentSequence if item.ValueType == "IMAGE"]
@@ -62,20 +62,6 @@ def build(findings: Findings, sources: Sources, provenance: Provenance) -> Datas
     made.ManufacturerModelName, made.SoftwareVersions = MODEL_NAME, by["software_versions"]
     made.DeviceSerialNumber = by["device_serial_number"]
     return finish(made, sources, provenance, "kos")
-
-
-def _observer(provenance: Provenance) -> hd.sr.ObserverContext:
-    """Name the observer: this node (TID 1004)."""
-    return hd.sr.ObserverContext(
-        observer_type=codes.DCM.Device,
-        observer_identifying_attributes=hd.sr.DeviceObserverIdentifyingAttributes(
-            uid=provenance.device_uid,
-            name="dicomai",
-            manufacturer_name=MANUFACTURER,
-            model_name=MODEL_NAME,
-            serial_number=provenance.installation,
-        ),
-    )
 
 
 def _sentences(

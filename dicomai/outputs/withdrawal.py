@@ -8,7 +8,7 @@ import highdicom as hd
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 
-from dicomai.outputs.common import MANUFACTURER, MODEL_NAME, seal
+from dicomai.outputs.common import MANUFACTURER, MODEL_NAME, observer, seal
 from dicomai.outputs.provenance import derived_uid, in_zone
 
 OUTPUT = "withdrawal"
@@ -73,22 +73,12 @@ def build(
         IdentityError: the newest image lies in another study than the objects.
     """
     evidence = [_stand_in(one, study_instance_uid) for one in objects]
-    observer = hd.sr.ObserverContext(
-        observer_type=codes.DCM.Device,
-        observer_identifying_attributes=hd.sr.DeviceObserverIdentifyingAttributes(
-            uid=derived_uid("installation", author.installation),
-            name="dicomai",
-            manufacturer_name=MANUFACTURER,
-            model_name=MODEL_NAME,
-            serial_number=author.installation,
-        ),
-    )
     made = hd.ko.KeyObjectSelectionDocument(
         evidence=evidence,
         content=hd.ko.KeyObjectSelection(
             document_title=codes.DCM.RejectedForQualityReasons,
             referenced_objects=evidence,
-            observer_device_context=observer,
+            observer_device_context=observer(derived_uid("installation", author.installation), author.installation),
             description=reason,
         ),
         series_instance_uid=derived_uid(author.work, OUTPUT, "series"),
