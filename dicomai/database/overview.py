@@ -277,10 +277,7 @@ def _again(session: Session, now: datetime, item: Workitem, actor: str) -> Worki
         due_at=now,
         created_at=now,
         changed_at=now,
-        inputs=[
-            WorkitemInput(role=i.role, series_id=i.series_id, stack=i.stack, sop_instance_uids=i.sop_instance_uids)
-            for i in item.inputs
-        ],
+        inputs=item.inputs_again(),
     )
     session.add(new)
     session.flush()

@@ -227,6 +227,13 @@ class Workitem(Table):
     study: Mapped[Study] = relationship()
     inputs: Mapped[list["WorkitemInput"]] = relationship(order_by="WorkitemInput.id")
 
+    def inputs_again(self) -> "list[WorkitemInput]":
+        """Give the same inputs for another item."""
+        return [
+            WorkitemInput(role=i.role, series_id=i.series_id, stack=i.stack, sop_instance_uids=i.sop_instance_uids)
+            for i in self.inputs
+        ]
+
 
 class WorkitemInput(Table):
     """One input of a workitem: exactly the instances that were planned."""

@@ -12,7 +12,7 @@ from dicomai.database import audit
 from dicomai.database.engine import Database
 from dicomai.database.holds import origin_of
 from dicomai.database.results import FrozenObject, objects_of, wants
-from dicomai.database.tables import Acceptance, Result, Workitem, WorkitemInput
+from dicomai.database.tables import Acceptance, Result, Workitem
 from dicomai.database.transitions import cancel, move
 from dicomai.errors import WorklistError
 from dicomai.workitem import FINAL, Kind, State
@@ -207,10 +207,7 @@ def _write(session: Session, now: datetime, origin: Workitem, about: dict[str, A
         due_at=now,
         created_at=now,
         changed_at=now,
-        inputs=[
-            WorkitemInput(role=i.role, series_id=i.series_id, stack=i.stack, sop_instance_uids=i.sop_instance_uids)
-            for i in origin.inputs
-        ],
+        inputs=origin.inputs_again(),
     )
     session.add(made)
     session.flush()
