@@ -236,7 +236,7 @@ def _put(sftp: paramiko.SFTPClient, data: bytes, target: PurePosixPath) -> None:
     try:
         sftp.putfo(BytesIO(data), temporary, len(data))
         sftp.rename(temporary, str(target))  # which, other than posix_rename, never writes over what is there
-    except BaseException:
+    except BaseException:  # Ctrl-C too: nobody else would take it away there
         with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
             sftp.remove(temporary)
         raise
