@@ -4,7 +4,6 @@ import io
 import json
 import re
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,20 +33,6 @@ SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 RLE, EXPLICIT = LABEL_MAP_SYNTAXES
 IMPLICIT = "1.2.840.10008.1.2"
 OLD_PACS = [("1.2.840.10008.1.1", [IMPLICIT]), ("1.2.840.10008.5.1.4.1.1.7", [IMPLICIT, EXPLICIT])]
-
-
-@pytest.fixture
-def bed(database_url: str, tmp_path: Path) -> Iterator[Bed]:
-    made = Bed(tmp_path, database_url)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def local(tmp_path: Path) -> Iterator[Bed]:
-    made = Bed(tmp_path, f"sqlite:///{tmp_path / 'worklist.db'}")
-    yield made
-    made.close()
 
 
 def analysed(bed: Bed, *outputs: str, **profiles: Profile) -> None:
@@ -80,30 +65,30 @@ def classes(pacs: Scp) -> list[str]:
 
 
 class TestLegacy:
-    def test_it_is_sent_the_key_image_alone_and_the_others_what_the_route_says(self, local: Bed) -> None:
-        analysed(local, pacs=Profile.OHIF, old=Profile.LEGACY)
+    def test_it_is_sent_the_key_image_alone_and_the_others_what_the_route_says(self, sqlite_bed: Bed) -> None:
+        analysed(sqlite_bed, pacs=Profile.OHIF, old=Profile.LEGACY)
         with scp() as pacs, scp(contexts=OLD_PACS) as old:
-            deliver(local, pacs.destination())
-            deliver(local, old.destination("old"))
+            deliver(sqlite_bed, pacs.destination())
+            deliver(sqlite_bed, old.destination("old"))
         assert classes(pacs) == [SEGMENTATION, "1.2.840.10008.5.1.4.1.1.88.34"]
         assert classes(old) == ["1.2.840.10008.5.1.4.1.1.7"]
-        assert [row.state for row in local.items("delivery")] == [State.COMPLETED] * 2
-        for row, outputs in zip(local.items("delivery"), (["seg", "sr"], ["keyimage"]), strict=True):
-            shown = local.overview.show(row.id)["objects"]
+        assert [row.state for row in sqlite_bed.items("delivery")] == [State.COMPLETED] * 2
+        for row, outputs in zip(sqlite_bed.items("delivery"), (["seg", "sr"], ["keyimage"]), strict=True):
+            shown = sqlite_bed.overview.show(row.id)["objects"]
             assert [one["output"] for one in shown] == outputs
             assert all(one["accepted_at"] for one in shown)
 
-    def test_a_retry_sends_no_more(self, local: Bed) -> None:
-        analysed(local, pacs=Profile.LEGACY)
+    def test_a_retry_sends_no_more(self, sqlite_bed: Bed) -> None:
+        analysed(sqlite_bed, pacs=Profile.LEGACY)
         with scp(0xA900, contexts=OLD_PACS) as pacs:
-            deliver(local, pacs.destination())
-        (first,) = local.items("delivery")
+            deliver(sqlite_bed, pacs.destination())
+        (first,) = sqlite_bed.items("delivery")
         assert first.state == State.CANCELED
-        local.overview.retry(first.id, "person/x")
+        sqlite_bed.overview.retry(first.id, "person/x")
         with scp(contexts=OLD_PACS) as pacs:
-            deliver(local, pacs.destination())
+            deliver(sqlite_bed, pacs.destination())
         assert classes(pacs) == ["1.2.840.10008.5.1.4.1.1.7"]
-        assert local.items("delivery")[1].state == State.COMPLETED
+        assert sqlite_bed.items("delivery")[1].state == State.COMPLETED
 
     @pytest.mark.parametrize("wanted", [{"old": ("keyimage",)}, {}])
     def test_what_there_is_nothing_for_ends_with_a_sentence(self, bed: Bed, wanted: dict[str, Any]) -> None:
@@ -121,24 +106,24 @@ class TestLegacy:
 
 
 class TestLabelMaps:
-    def test_is_made_as_the_probe_says_that_it_is_taken(self, local: Bed) -> None:
+    def test_is_made_as_the_probe_says_that_it_is_taken(self, sqlite_bed: Bed) -> None:
         with scp() as pacs:
             entry = pacs.destination().model_copy(update={"profile": Profile.LABELMAP})
-            prober(local, entry).probe("pacs")
-            analysed(local, pacs=Profile.LABELMAP)
-            deliver(local, entry)
+            prober(sqlite_bed, entry).probe("pacs")
+            analysed(sqlite_bed, pacs=Profile.LABELMAP)
+            deliver(sqlite_bed, entry)
         assert next((one.sop_class_uid, one.transfer_syntax_uid) for one in pacs.received) == (LABEL_MAP, RLE)
-        assert local.items("delivery")[0].state == State.COMPLETED
+        assert sqlite_bed.items("delivery")[0].state == State.COMPLETED
 
     @pytest.mark.parametrize("others", [{}, {"folder": Profile.OHIF}])
-    def test_is_not_made_where_one_may_not_take_it(self, local: Bed, others: dict[str, Profile]) -> None:
+    def test_is_not_made_where_one_may_not_take_it(self, sqlite_bed: Bed, others: dict[str, Profile]) -> None:
         known = [(uid, taken) for uid, taken in PROPOSED.items() if others or uid != LABEL_MAP]
         with scp(contexts=known) as pacs:
-            prober(local, pacs.destination().model_copy(update={"profile": Profile.LABELMAP})).probe("pacs")
-        analysed(local, "seg", pacs=Profile.LABELMAP, **others)
-        (seg,) = local.rows(ResultObject)
+            prober(sqlite_bed, pacs.destination().model_copy(update={"profile": Profile.LABELMAP})).probe("pacs")
+        analysed(sqlite_bed, "seg", pacs=Profile.LABELMAP, **others)
+        (seg,) = sqlite_bed.rows(ResultObject)
         assert seg.sop_class_uid == SEGMENTATION
-        assert pydicom.dcmread(io.BytesIO(local.store.get(seg.key))).SegmentationType == "BINARY"
+        assert pydicom.dcmread(io.BytesIO(sqlite_bed.store.get(seg.key))).SegmentationType == "BINARY"
 
 
 class TestProbe:
@@ -179,17 +164,17 @@ class TestProbe:
         assert len(bed.rows(DestinationProbe)) == 1
         assert [row.event for row in bed.rows(Audit)] == ["probed"]
 
-    def test_a_fault_in_one_probe_does_not_end_the_others(self, local: Bed) -> None:
+    def test_a_fault_in_one_probe_does_not_end_the_others(self, sqlite_bed: Bed) -> None:
         def broken() -> frozenset[tuple[str, str]]:
             raise ValueError("secret")
 
-        Prober(local.database, {"pacs": (Profile.OHIF, broken)}).probe("pacs")
-        said = Probes(local.database).last()["pacs"].error
+        Prober(sqlite_bed.database, {"pacs": (Profile.OHIF, broken)}).probe("pacs")
+        said = Probes(sqlite_bed.database).last()["pacs"].error
         assert "ValueError" in said
         assert "secret" not in said
 
     def test_a_database_that_is_away_for_a_moment_ends_nothing(
-        self, local: Bed, monkeypatch: pytest.MonkeyPatch
+        self, sqlite_bed: Bed, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         stop, tries = threading.Event(), list[int]()
 
@@ -206,33 +191,35 @@ class TestProbe:
 
         monkeypatch.setattr("dicomai.prober._AGAIN", 0.01)
         monkeypatch.setattr("dicomai.prober.Probes", Away)
-        Prober(local.database, {"pacs": (Profile.OHIF, frozenset)}).run(stop)
-        assert "pacs" in Probes(local.database).last()
+        Prober(sqlite_bed.database, {"pacs": (Profile.OHIF, frozenset)}).run(stop)
+        assert "pacs" in Probes(sqlite_bed.database).last()
 
-    def test_the_delivery_role_probes_the_dicom_destinations_once_and_ends_when_told(self, local: Bed) -> None:
+    def test_the_delivery_role_probes_the_dicom_destinations_once_and_ends_when_told(self, sqlite_bed: Bed) -> None:
         stop = threading.Event()
         with scp() as pacs:
             settings = configured(
-                local, pacs.destination(), FolderDestination(type="folder", name="f", path=local.folder / "out")
+                sqlite_bed,
+                pacs.destination(),
+                FolderDestination(type="folder", name="f", path=sqlite_bed.folder / "out"),
             )
-            thread = threading.Thread(target=roles._prober(settings, local.database).run, args=(stop,))
+            thread = threading.Thread(target=roles._prober(settings, sqlite_bed.database).run, args=(stop,))
             thread.start()
-            wait_until(lambda: Probes(local.database).last())
+            wait_until(lambda: Probes(sqlite_bed.database).last())
             stop.set()
             thread.join(10)
         assert not thread.is_alive()
-        assert Probes(local.database).last().keys() == {"pacs"}
+        assert Probes(sqlite_bed.database).last().keys() == {"pacs"}
         assert len(pacs.associations) == 1
 
 
-def configured(local: Bed, *entries: DicomDestination | FolderDestination) -> Settings:
-    return Settings(node=NodeSettings(storage=local.folder / "storage", worklist=local.url), destination=entries)
+def configured(bed: Bed, *entries: DicomDestination | FolderDestination) -> Settings:
+    return Settings(node=NodeSettings(storage=bed.folder / "storage", worklist=bed.url), destination=entries)
 
 
 class TestCommand:
-    def test_prints_and_keeps_what_is_accepted(self, local: Bed, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_prints_and_keeps_what_is_accepted(self, sqlite_bed: Bed, capsys: pytest.CaptureFixture[str]) -> None:
         with scp(contexts=OLD_PACS) as pacs:
-            settings = configured(local, pacs.destination())
+            settings = configured(sqlite_bed, pacs.destination())
             assert command.probe_one(settings, "pacs", as_json=False) == 0
             said = capsys.readouterr().out
             assert command.probe_one(settings, "pacs", as_json=True) == 0
@@ -244,21 +231,21 @@ class TestCommand:
         printed = json.loads(capsys.readouterr().out)
         taken = {one["name"]: one["accepted"] for one in printed["contexts"] if one["accepted"]}
         assert taken == {"Verification SOP Class": [IMPLICIT], "Secondary Capture Image Storage": [EXPLICIT, IMPLICIT]}
-        assert Probes(local.database).last()["pacs"].accepted
+        assert Probes(sqlite_bed.database).last()["pacs"].accepted
 
-    def test_the_doctor_warns_where_a_destination_is_at_odds_with_its_profile(self, local: Bed) -> None:
+    def test_the_doctor_warns_where_a_destination_is_at_odds_with_its_profile(self, sqlite_bed: Bed) -> None:
         with scp(contexts=OLD_PACS) as pacs:
             legacy = pacs.destination("old").model_copy(update={"profile": Profile.LEGACY})
-            found = check._destinations(configured(local, pacs.destination(), legacy))
+            found = check._destinations(configured(sqlite_bed, pacs.destination(), legacy))
         said = [(one.about, one.verdict) for one in found]
         assert said == [("destination pacs", "good"), ("destination pacs", "warning"), ("destination old", "good")]
 
-    def test_lists_the_destinations(self, local: Bed, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_lists_the_destinations(self, sqlite_bed: Bed, capsys: pytest.CaptureFixture[str]) -> None:
         away = DicomDestination(type="dicom", name="away", ae_title="A", host="127.0.0.1", port=free_port())
         with scp(contexts=OLD_PACS) as pacs:
-            settings = configured(local, pacs.destination(), away)
-            prober(local, *settings.destination).probe("pacs")  # type: ignore[arg-type]
-            prober(local, *settings.destination).probe("away")  # type: ignore[arg-type]
+            settings = configured(sqlite_bed, pacs.destination(), away)
+            prober(sqlite_bed, *settings.destination).probe("pacs")  # type: ignore[arg-type]
+            prober(sqlite_bed, *settings.destination).probe("away")  # type: ignore[arg-type]
         capsys.readouterr()  # what was logged
         command.show_all(settings, as_json=True)
         first, second = json.loads(capsys.readouterr().out)
