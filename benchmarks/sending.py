@@ -51,10 +51,9 @@ def storescp() -> Iterator[int]:
 
 
 def outgoing(path: Path) -> Outgoing:
-    """Read an object as the delivery does."""
+    """Name an object as the delivery does."""
     meta = dcmread(path, stop_before_pixels=True).file_meta
-    uids = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID, meta.TransferSyntaxUID
-    return Outgoing(*map(str, uids), data=path.read_bytes())
+    return Outgoing(str(meta.MediaStorageSOPClassUID), str(meta.MediaStorageSOPInstanceUID), lambda: path.open("rb"))
 
 
 def by_dicomai(port: int, objects: Sequence[Outgoing]) -> float:

@@ -1,8 +1,9 @@
-"""Whether a destination has what it accepted: by storage commitment, by query, or by its word alone."""
+"""Whose a study is at a destination; whether that has what it accepted: by commitment, by query, or by its word."""
 
 from collections.abc import Callable, Mapping
 
 import structlog
+from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
 from dicomai.config import DeliverySettings
@@ -12,8 +13,9 @@ from dicomai.database.deliveries import Deliveries
 from dicomai.database.results import FrozenObject
 from dicomai.database.worklist import Claim
 from dicomai.destinations import Destination, Outgoing
-from dicomai.destinations.base import Archive, Report, Searchable
+from dicomai.destinations.base import Archive, Knowing, Report, Searchable
 from dicomai.errors import DeliveryError, RejectedError, WorklistError
+from dicomai.study import Identity
 
 log = structlog.get_logger()
 
@@ -27,6 +29,7 @@ _COERCED = 0xB000
 
 _LONGEST_SOURCE_WAIT = 86400.0
 _LONGEST_SOURCE_PAUSE = 300.0
+_MISMATCH_PAUSE = 600.0
 
 Where = Mapping[str, object]
 """What the log says of a delivery."""
@@ -54,9 +57,11 @@ class Confirmation:
         self._asked = AskedCommitments(database)
         self._destination = destination
         self._searchable = destination if isinstance(destination, Searchable) else None
+        self._knowing = destination if isinstance(destination, Knowing) else None
         self._archive = destination if isinstance(destination, Archive) else None
         self._first_wait = settings.first_wait
         self._outgoing = outgoing
+        self._calls_back = False  # whether the last report came by an association of the destination's own
 
     def awaits_source(self, claim: Claim, where: Where) -> bool:
         """Put a delivery off while the destination does not show the images of which the result was made.
@@ -68,7 +73,8 @@ class Confirmation:
         archive = self._archive
         if archive is None or not archive.waits_for_source or self._deliveries.taken(claim):
             return False
-        if "withdraws" in claim.route:  # a note: images that were rejected are not shown any more
+        # A note: images that were rejected are not shown any more. Images that go on: they are the source.
+        if "withdraws" in claim.route or "forwards" in claim.route:
             return False
         behind = self._deliveries.behind(claim)
         if archive.max_age is not None and behind.age > archive.max_age:
@@ -87,6 +93,40 @@ class Confirmation:
         log.info("waiting for the images", series=len(lacking), next_try_in_s=round(wait), **where)
         self._deliveries.look_again(claim, wait, f"{said} yet: the result waits for them (wait_for_source).")
         return True
+
+    def is_anothers(self, claim: Claim, read: Callable[[], Dataset], where: Where) -> bool:
+        """Hold a delivery where the destination shows the study as another patient's.
+
+        It is asked until it has accepted something: half a result must be completed, under whom it was begun.
+
+        Args:
+            claim: the delivery.
+            read: gives the attributes of patient and study of what is to be sent.
+            where: what the log says of it.
+
+        Raises:
+            DeliveryError: it could not be asked.
+        """
+        knowing = self._knowing
+        if knowing is None or not knowing.checks_patient or self._deliveries.taken(claim):
+            return False
+        ours = read()
+        identity, shown = Identity.shown(ours), knowing.patients(str(ours.get("StudyInstanceUID", "")))
+        if any(not one.patient_id for one in shown):
+            log.warning(
+                "the destination shows the study without a Patient ID",
+                remedy="have its queries give PatientID; until then other attributes alone are compared",
+                **where,
+            )
+        keywords = sorted({keyword for one in shown for keyword in identity.contradictions(one)})
+        if not keywords:
+            return False
+        said = (
+            f"Destination '{claim.destination}' shows the study under another patient than what is to be sent:"
+            f" {', '.join(keywords)} differ. Correct it there, or send the corrected images; or release the item, which"
+            " sends it as it is."
+        )
+        return self._deliveries.mismatched(claim, _MISMATCH_PAUSE, said)
 
     def look_into_coerced(self, claim: Claim, where: Where) -> None:
         """Look how the destination has filed what it changed (B000), once; it is accepted in any case."""
@@ -124,12 +164,17 @@ class Confirmation:
     def _is_committed(self, claim: Claim, archive: Archive, timeout: float, where: Where) -> bool | None:
         """Tell whether all is committed, or put the delivery off; None where that is to be found out by C-FIND."""
         asked = self._asked.of(claim)
+        if any(not one.is_open for one in asked):  # it came when nobody listened any more
+            self._calls_back = True
         if not asked or (all(one.is_open for one in asked) and asked[-1].age >= timeout):
             if len(asked) >= _MOST_REQUESTS:
                 self._give_up(claim, timeout)
                 return None
-            self._request(claim, archive, where)
+            # Where it has called back there is nothing to listen for; where no report has come it may not be able to.
+            self._request(claim, archive, where, listens=bool(asked) or not self._calls_back)
             asked = self._asked.of(claim)
+            if any(not one.is_open for one in asked):
+                self._calls_back = False
         reported = [one for one in asked if not one.is_open]
         if any(not one.failures for one in reported):
             return True
@@ -145,7 +190,7 @@ class Confirmation:
             self._asked.sleep(claim, timeout, reason)
         return False
 
-    def _request(self, claim: Claim, archive: Archive, where: Where) -> None:
+    def _request(self, claim: Claim, archive: Archive, where: Where, *, listens: bool) -> None:
         transaction = str(generate_uid(prefix=None))
         ae_title = archive.ae_title
 
@@ -156,7 +201,7 @@ class Confirmation:
         self._asked.begin(claim, transaction, ae_title)
         log.info("storage commitment requested", transaction_uid=transaction, objects=len(objects), **where)
         try:
-            archive.request_commitment(objects, transaction, reported)
+            archive.request_commitment(objects, transaction, reported, listens=listens)
         except DeliveryError:
             self._asked.abandon(transaction)
             raise

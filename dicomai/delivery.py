@@ -1,21 +1,23 @@
 """Claim, send, confirm. One thread per destination, so that a PACS that sleeps holds up nobody else's results."""
 
-import io
 import os
 import random
 import threading
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Protocol
 
 import pydicom
 import structlog
+from pydicom.dataset import Dataset
 
 from dicomai import leases
 from dicomai.config import DeliverySettings
 from dicomai.confirmation import Confirmation
 from dicomai.database import Database, owner_name
 from dicomai.database.deliveries import Deliveries
+from dicomai.database.forwards import Forwards
 from dicomai.database.results import FrozenObject
 from dicomai.database.worklist import Claim, Worklist
 from dicomai.destinations import Destination, Outgoing
@@ -24,12 +26,14 @@ from dicomai.errors import (
     NoAssociationError,
     NotAdmittedError,
     NotKeptError,
+    RejectedError,
     StaleAttemptError,
     UnreachableError,
 )
 from dicomai.outputs import encode, restate
 from dicomai.planner import read_instance
 from dicomai.store import Store, result_key
+from dicomai.study import IDENTITY
 from dicomai.workitem import Kind
 
 log = structlog.get_logger()
@@ -64,6 +68,7 @@ class Delivery:
         """
         self._store = store
         self._worklist = Worklist(database)
+        self._forwards = Forwards(database)
         self._destination = destination
         self._settings = settings
         self._owner = owner_name("delivery", os.getpid())
@@ -95,9 +100,9 @@ class Delivery:
         try:
             # What the destination has whole is only asked for: nothing can be changed or held any more.
             is_left = bool(self._worklist.result(claim))
-            if is_left and self._confirmation.awaits_source(claim, where):
+            if is_left and (self._awaits_images(claim) or self._confirmation.awaits_source(claim, where)):
                 return
-            objects = self._settle(claim) if is_left else []
+            objects = self._settle(claim, where) if is_left else []
             if objects is None:
                 log.warning("held for a person", **where)
                 return
@@ -120,6 +125,14 @@ class Delivery:
                 claim, self._wait(claim.attempt), f"Sending failed with {name}; the log of the delivery says where."
             )
 
+    def _awaits_images(self, claim: Claim) -> bool:
+        """Put a delivery of documents off while images that they are about are still on their way there."""
+        if not self._forwards.images_before(claim):
+            return False
+        said = "Waits until the images of its study have gone, which it may refer to."
+        self._worklist.postpone(claim, self._settings.first_wait, said, counts=False)
+        return True
+
     def _send(self, claim: Claim, objects: list[FrozenObject], where: dict[str, object]) -> None:
         by_uid = {o.sop_instance_uid: o for o in objects}
 
@@ -128,7 +141,7 @@ class Delivery:
             self._worklist.accepted(claim, by_uid[sent.sop_instance_uid].id, status, meaning)
             known = {"sop_instance_uid": sent.sop_instance_uid, "status": f"0x{status:04X}", **where}
             if status == 0x0000:
-                log.info("accepted", **known)
+                log.info("accepted", **({"meaning": meaning} if meaning else {}), **known)
             else:
                 log.warning("accepted with a warning", meaning=meaning, **known)
 
@@ -144,6 +157,8 @@ class Delivery:
         if not error.retryable and not is_away:
             log.error("not delivered", error=str(error), **where)
             self._worklist.fail(claim, str(error))
+            if isinstance(error, RejectedError):
+                self._circuit.answered()
         elif isinstance(error, NotKeptError):
             self._confirmation.set_back(claim, wait, str(error), where)
         else:
@@ -153,7 +168,7 @@ class Delivery:
                 longest = _LONGEST_REFUSED_WAIT if isinstance(error, NotAdmittedError) else _LONGEST_ECHO_WAIT
                 self._circuit.missed(str(error), claim.item, longest)
 
-    def _settle(self, claim: Claim) -> list[FrozenObject] | None:
+    def _settle(self, claim: Claim, where: dict[str, object]) -> list[FrozenObject] | None:
         """Give the objects to send, bearing the patient's and the study's attributes as they are now.
 
         None when a person has to decide first; the item is held then.
@@ -166,36 +181,55 @@ class Delivery:
             objects = self._worklist.result(claim)
             was_sent = self._worklist.was_sent(claim)
             # Before the first sending, of every object: what goes to others only would else be found changed too late.
-            fresh = self._restated(claim, objects if was_sent else self._worklist.whole(claim))
-            if fresh and was_sent:
+            stale = self._stale(claim, objects if was_sent else self._worklist.whole(claim))
+            if stale and was_sent:
                 self._worklist.hold(
                     claim,
                     "The patient's or the study's attributes changed after a part of this result was sent; "
                     "cancel this item and retry the analysis, so that a new result bears the new ones.",
                 )
                 return None
-            keys = {}
-            for number, (sop_instance_uid, data) in fresh.items():
-                keys[number] = result_key(claim.item, claim.attempt, sop_instance_uid)
-                self._store.put(keys[number], data)
+            if self._confirmation.is_anothers(claim, partial(self._said_by, objects[0], stale), where):
+                return None
+            keys = {one.id: self._restated(claim, one, newest) for one, newest in stale}
             if self._worklist.begin_sending(claim, objects, keys, self._destination.max_age):
                 return self._worklist.result(claim) if keys else objects
 
-    def _restated(self, claim: Claim, objects: list[FrozenObject]) -> dict[int, tuple[str, bytes]]:
-        """Build anew the objects whose patient or study attributes are not those of the newest image."""
+    def _stale(self, claim: Claim, objects: list[FrozenObject]) -> list[tuple[FrozenObject, Dataset]]:
+        """Give the objects that say otherwise of patient and study than the newest image, and that image's header.
+
+        None of images that are forwarded: they go as they came.
+        """
+        if "forwards" in claim.route:
+            return []
         newest = read_instance(self._store, self._worklist.newest_image(claim)).header
-        fresh = {}
-        for frozen in objects:
-            data = self._store.get(frozen.key)
-            again = encode(restate(pydicom.dcmread(io.BytesIO(data)), newest))
-            if again != data:
-                fresh[frozen.id] = (frozen.sop_instance_uid, again)
-        return fresh
+        return [(one, newest) for one in objects if not self._says(one, newest)]
+
+    def _says(self, frozen: FrozenObject, newest: Dataset) -> bool:
+        """Tell whether an object says of patient and study what an image does; its pixels are not read."""
+        with self._store.open(frozen.key) as file:
+            again = encode(restate(pydicom.dcmread(file, stop_before_pixels=True), newest))
+            end = file.tell()
+            file.seek(0)
+            return file.read(end) == again
+
+    def _said_by(self, frozen: FrozenObject, stale: list[tuple[FrozenObject, Dataset]]) -> Dataset:
+        """Give what an object will say of patient and study when it is sent."""
+        for one, newest in stale:
+            if one.id == frozen.id:
+                return newest
+        with self._store.open(frozen.key) as file:
+            return pydicom.dcmread(file, specific_tags=["StudyInstanceUID", *IDENTITY])
+
+    def _restated(self, claim: Claim, frozen: FrozenObject, newest: Dataset) -> str:
+        """Build an object anew with the patient's and the study's attributes of an image; gives its key."""
+        key = result_key(claim.item, claim.attempt, frozen.sop_instance_uid)
+        with self._store.open(frozen.key) as file:
+            self._store.put(key, encode(restate(pydicom.dcmread(file), newest)))
+        return key
 
     def _outgoing(self, frozen: FrozenObject) -> Outgoing:
-        data = self._store.get(frozen.key)
-        meta = pydicom.dcmread(io.BytesIO(data), specific_tags=["SOPInstanceUID"]).file_meta
-        return Outgoing(frozen.sop_class_uid, frozen.sop_instance_uid, str(meta.TransferSyntaxUID), data)
+        return Outgoing(frozen.sop_class_uid, frozen.sop_instance_uid, partial(self._store.open, frozen.key))
 
     def _wait(self, attempt: int) -> float:
         """Seconds until the next attempt: doubling, with jitter so that many do not come at once."""
@@ -221,6 +255,7 @@ class _Circuit:
         self._ask_at: datetime | None = None
         self._found_out: set[int] = set()  # deliveries that were begun, and met with no association
         self._is_new = True
+        self._is_away = False  # as was said last
 
     def closed(self) -> bool:
         """Tell whether to send; asks a destination that was away, where it is time to."""
@@ -242,13 +277,12 @@ class _Circuit:
             return False
         self._ask_at = None
         begun, self._found_out = sorted(self._found_out), set()
-        self._deliveries.explain(self._destination.name, self._owner, "", "reachable", begun)
-        log.info("the destination is there again", destination=self._destination.name)
+        self._deliveries.explain(self._destination.name, self._owner, "", begun=begun)
         return True
 
     def missed(self, reason: str, item: int | None = None, longest: float = _LONGEST_ECHO_WAIT) -> None:
         """Open: there was no association, which a delivery found out, if one is named."""
-        is_news = self._ask_at is None
+        is_news, self._is_away = not self._is_away, True
         self._misses += 1
         if item is not None:
             self._found_out.add(item)
@@ -261,6 +295,14 @@ class _Circuit:
     def passed(self) -> None:
         """Note that the destination accepts objects."""
         self._misses = 0
+        self.answered()
+
+    def answered(self) -> None:
+        """Note that the destination lets us in; that it answers when it is asked says that not of every one."""
+        if self._is_away:
+            self._is_away = False
+            self._deliveries.explain(self._destination.name, self._owner, "", "reachable")
+            log.info("the destination is there again", destination=self._destination.name)
 
 
 def run(lanes: Sequence[Lane], stop: threading.Event) -> None:

@@ -11,6 +11,7 @@ from pydicom.config import IGNORE
 from pydicom.dataelem import DataElement
 from pydicom.dataset import FileMetaDataset
 from pydicom.filebase import DicomBytesIO
+from pydicom.filereader import read_dataset, read_preamble
 from pydicom.filewriter import write_file_meta_info
 
 from dicomai import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
@@ -60,6 +61,14 @@ def read_head(stream: BinaryIO) -> FileMeta:
         str(meta.MediaStorageSOPInstanceUID),
         str(meta.TransferSyntaxUID),
         str(meta.get("SourceApplicationEntityTitle") or ""),
+    )
+
+
+def read_meta(file: BinaryIO) -> FileMetaDataset:
+    """Read the file meta information of any DICOM file; the file is left at its data set. Raises as `read_head`."""
+    read_preamble(file, force=False)
+    return FileMetaDataset(
+        read_dataset(file, is_implicit_VR=False, is_little_endian=True, stop_when=lambda tag, *_: tag.group != 0x0002)
     )
 
 

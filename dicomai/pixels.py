@@ -21,6 +21,7 @@ from pydicom.errors import InvalidDicomError
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_modality_lut
 from pydicom.pixels.utils import as_pixel_options, get_expected_length
+from pydicom.pixels.utils import decompress as decompressed
 from pydicom.uid import (
     HTJ2K,
     JPEG2000,
@@ -193,15 +194,44 @@ def stored(ds: FileDataset, indices: Sequence[int]) -> Iterator[NDArray[Any]]:
             yield decoder.as_array(ds, raw=True, index=index)[0]
         return
     options = as_pixel_options(ds, number_of_frames=1)
-    tables = options.pop("extended_offsets", None)
-    encoded = list(
-        generate_frames(ds.PixelData, number_of_frames=int(ds.get("NumberOfFrames") or 1), extended_offsets=tables)
-    )
-    plugin = next((name for name in _PLUGINS.get(syntax, _ANY) if name in decoder.available_plugins), "")
+    options.pop("extended_offsets", None)
+    encoded = _codestreams(ds)
+    plugin = _plugin(syntax)
     for index in indices:
         _check_codestream(encoded[index], ds)
         single = encapsulate([encoded[index]])
         yield decoder.as_array(single, raw=True, index=0, decoding_plugin=plugin, **options)[0]
+
+
+def decompress(ds: FileDataset) -> None:
+    """Decompress pixel data in place, by decoders that survive broken pixel data, with the attributes that go with it.
+
+    Colour that was compressed with loss as YBR becomes RGB, as readers of JPEG make it; other samples stay what they
+    are. The transfer syntax becomes Explicit VR Little Endian.
+
+    Args:
+        ds: the whole data set of an instance, encapsulated.
+
+    Raises:
+        ValueError: as `stored`.
+    """
+    for codestream in _codestreams(ds):
+        _check_codestream(codestream, ds)
+    plugin = _plugin(UID(ds.file_meta.TransferSyntaxUID))
+    decompressed(ds, as_rgb=is_lossy(ds), generate_instance_uid=False, decoding_plugin=plugin)
+
+
+def _codestreams(ds: FileDataset) -> list[bytes]:
+    """Give the encoded frames of encapsulated pixel data."""
+    tables = as_pixel_options(ds, number_of_frames=1).get("extended_offsets")
+    frames = int(ds.get("NumberOfFrames") or 1)
+    return list(generate_frames(ds.PixelData, number_of_frames=frames, extended_offsets=tables))
+
+
+def _plugin(syntax: UID) -> str:
+    """Choose the decoder; '' leaves it to the library, which then says what is missing."""
+    available = get_decoder(syntax).available_plugins
+    return next((name for name in _PLUGINS.get(syntax, _ANY) if name in available), "")
 
 
 def _check_codestream(codestream: bytes, ds: FileDataset) -> None:

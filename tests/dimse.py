@@ -148,9 +148,10 @@ def scp(
     def requested(event: Event) -> None:
         server_side.associations.append(event.assoc)
         if contexts is None:
-            event.assoc.acceptor.supported_contexts = [
-                build_context(str(c.abstract_syntax), list(c.transfer_syntax)) for c in proposals(event.assoc)
-            ]
+            taken: dict[str, list[str]] = {}  # the library knows one context of a SOP class
+            for proposed in proposals(event.assoc):
+                taken.setdefault(str(proposed.abstract_syntax), []).extend(map(str, proposed.transfer_syntax))
+            event.assoc.acceptor.supported_contexts = [build_context(uid, syntaxes) for uid, syntaxes in taken.items()]
 
     bound: list[Any] = [
         (evt.EVT_C_STORE, server_side.store),

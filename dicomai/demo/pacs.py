@@ -3,6 +3,7 @@
 import io
 import itertools
 from collections.abc import Collection, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,6 @@ class _FolderIntake:
         data = b"".join((meta.encode(), *map(bytes, fragments)))
         header = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True)
         uids = [str(header[keyword].value) for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")]
-        outgoing = Outgoing(meta.sop_class_uid, uids[2], meta.transfer_syntax_uid, data)
+        outgoing = Outgoing(meta.sop_class_uid, uids[2], partial(io.BytesIO, data))
         self._folder.send([outgoing], lambda *_: None)
         self.files.append(self._path.joinpath(*uids[:2], f"{uids[2]}.dcm"))

@@ -2,24 +2,43 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from functools import cached_property
+from typing import BinaryIO, Protocol, runtime_checkable
+
+from dicomai.errors import UnreadableError
+from dicomai.filemeta import read_meta
+from dicomai.study import UNREADABLE, Identity
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Outgoing:
-    """An object to be sent, its bytes frozen: every attempt sends the same.
+    """An object to be sent. Its bytes are frozen, every attempt sends the same; they are read only while it is sent.
 
     Attributes:
         sop_class_uid: SOP Class UID (0008,0016).
         sop_instance_uid: SOP Instance UID (0008,0018).
-        transfer_syntax_uid: Transfer Syntax UID (0002,0010).
-        data: a DICOM file (PS3.10): preamble, file meta information, data set.
+        open: opens a DICOM file (PS3.10) for reading, at its start: preamble, file meta information, data set.
     """
 
     sop_class_uid: str
     sop_instance_uid: str
-    transfer_syntax_uid: str
-    data: bytes = field(repr=False)
+    open: Callable[[], BinaryIO] = field(repr=False)
+
+    @cached_property
+    def transfer_syntax_uid(self) -> str:
+        """Transfer Syntax UID (0002,0010), read when it is first asked for.
+
+        Raises:
+            UnreadableError: the file does not say it.
+        """
+        try:
+            with self.open() as file:
+                return str(read_meta(file).TransferSyntaxUID)
+        except UNREADABLE as error:
+            raise UnreadableError(
+                f"SOP Instance {self.sop_instance_uid} is no DICOM file that says its transfer syntax"
+                f" ({type(error).__name__}): look into the storage folder."
+            ) from error
 
 
 Accepted = Callable[[Outgoing, int, str], None]
@@ -97,6 +116,24 @@ class Destination(Protocol):
             NotKeptError: the destination cannot make sense of the object; another try may help, many do not.
             UnreachableError: no connection, it broke, or the destination cannot take the object for now.
             RejectedError: the destination will not have the object, or not from us; another try is of no use.
+            StoreError: an object's bytes cannot be had.
+        """
+
+
+@runtime_checkable
+class Knowing(Destination, Protocol):
+    """A destination that can be asked whose a study is."""
+
+    @property
+    def checks_patient(self) -> bool:
+        """Whether it is asked, before anything of a delivery is sent, whose the study is there."""
+
+    def patients(self, study_instance_uid: str) -> list[Identity]:
+        """Say whose a study is shown to be: each patient under whom it is shown, once; none where it is not shown.
+
+        Raises:
+            UnreachableError: no connection, it broke, or the destination cannot answer for now.
+            RejectedError: the destination does not answer such questions, or not to us.
         """
 
 
@@ -129,13 +166,16 @@ class Archive(Searchable, Protocol):
     def waits_for_source(self) -> bool:
         """Whether a result is sent only once the images are there of which it was made."""
 
-    def request_commitment(self, objects: Sequence[Outgoing], transaction_uid: str, reported: Reported) -> None:
-        """Ask for the commitment of accepted objects, and listen for a while whether the report comes at once.
+    def request_commitment(
+        self, objects: Sequence[Outgoing], transaction_uid: str, reported: Reported, *, listens: bool = True
+    ) -> None:
+        """Ask for the commitment of accepted objects.
 
         Args:
             objects: that it accepted.
             transaction_uid: under which it will report.
             reported: called if the report comes before this is over; it may come later, by another way.
+            listens: whether to stay for a while, for a report that comes at once.
 
         Raises:
             UnreachableError: no connection, it broke, or the destination cannot be asked for now.

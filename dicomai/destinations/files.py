@@ -3,14 +3,15 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, cast
 
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
 
 from dicomai.config import DicomDestination, TlsSettings
 from dicomai.destinations.base import Destination, Outgoing
-from dicomai.destinations.dimse import MAX_CONTEXTS, StorageLink, associate
 from dicomai.destinations.dimse.association import Peer
+from dicomai.destinations.dimse.storage import StorageLink, associate, batches, contexts_of
 from dicomai.errors import (
     DeliveryError,
     NoAssociationError,
@@ -44,16 +45,11 @@ Progress = Callable[[SentFile, int, int], None]
 """Called after each file: what became of it, how many are done, how many there are."""
 
 
-@dataclass(frozen=True, slots=True)
-class _File:
-    path: Path
-    sop_class_uid: str
-    sop_instance_uid: str
-    transfer_syntax_uid: str
+@dataclass(frozen=True)
+class _File(Outgoing):
+    """A file to be sent."""
 
-    @property
-    def context(self) -> tuple[str, str]:
-        return self.sop_class_uid, self.transfer_syntax_uid
+    path: Path
 
 
 def send_files(
@@ -67,8 +63,8 @@ def send_files(
 ) -> list[SentFile]:
     """Send DICOM files as they are, over as few associations as 128 presentation contexts allow.
 
-    A file that is refused does not keep the next from being sent; a connection that breaks ends the sending. The
-    data sets are not decoded.
+    A file that is refused does not keep the next from being sent; a connection that breaks ends the sending. A data
+    set is encoded anew only where the destination does not take its transfer syntax.
 
     Args:
         paths: files, and folders in which every file is meant.
@@ -90,10 +86,10 @@ def send_files(
     files, outcomes = _look_through(paths)
     unreadable = len(outcomes)
     note = _noting(outcomes, len(files) + unreadable, progress)
-    for batch in _batches(files):
+    for batch in batches(files):
         try:
-            with associate(peer, list(dict.fromkeys(file.context for file in batch))) as link:
-                for file in batch:
+            with associate(peer, contexts_of(batch)) as link:
+                for file in cast("list[_File]", batch):
                     note(_send(link, file))
         except DeliveryError as error:
             if len(outcomes) == unreadable and not isinstance(error, _BrokenError):
@@ -142,9 +138,8 @@ def send_each(paths: Iterable[Path], destination: Destination, *, progress: Prog
 
 
 def _hand_over(destination: Destination, file: _File) -> SentFile:
-    outgoing = Outgoing(file.sop_class_uid, file.sop_instance_uid, file.transfer_syntax_uid, file.path.read_bytes())
     answers: list[tuple[int, str]] = []
-    destination.send([outgoing], lambda _, status, meaning: answers.append((status, meaning)))
+    destination.send([file], lambda _, status, meaning: answers.append((status, meaning)))
     status, meaning = answers[-1]
     return SentFile(file.path, status, meaning, is_accepted=True)
 
@@ -169,11 +164,9 @@ class _BrokenError(UnreachableError):
 
 def _send(link: StorageLink, file: _File) -> SentFile:
     try:
-        link.require(*file.context)
+        answer = link.store(file)
     except RejectedError as error:
         return SentFile(file.path, None, str(error), is_accepted=False)
-    try:
-        answer = link.store_file(file.path, file.context, file.sop_instance_uid)
     except UnreachableError as error:
         raise _BrokenError(str(error)) from error
     return SentFile(file.path, answer.status, answer.meaning, answer.is_accepted)
@@ -187,12 +180,9 @@ def _look_through(paths: Iterable[Path]) -> tuple[list[_File], list[SentFile]]:
         for path in _walk(given):
             try:
                 meta = read_file_meta_info(path)
-                file = _File(
-                    path,
-                    str(meta.MediaStorageSOPClassUID),
-                    str(meta.MediaStorageSOPInstanceUID),
-                    str(meta.TransferSyntaxUID),
-                )
+                sop_class_uid, sop_instance_uid = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+                _ = meta.TransferSyntaxUID
+                file = _File(str(sop_class_uid), str(sop_instance_uid), _opener(path), path)
             except (InvalidDicomError, AttributeError, EOFError, OSError, ValueError, KeyError) as error:
                 reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is no DICOM file"
                 outcomes.append(SentFile(path, None, f"not sent: {reason}", is_accepted=False))
@@ -202,22 +192,12 @@ def _look_through(paths: Iterable[Path]) -> tuple[list[_File], list[SentFile]]:
     return files, outcomes
 
 
+def _opener(path: Path) -> Callable[[], BinaryIO]:
+    return lambda: path.open("rb")
+
+
 def _walk(path: Path) -> Iterator[Path]:
     if path.is_dir():
         yield from sorted(p for p in path.rglob("*") if p.is_file())
     else:
         yield path
-
-
-def _batches(files: Iterable[_File]) -> Iterator[list[_File]]:
-    """Cut the files, in their order, into runs that one association can carry."""
-    batch: list[_File] = []
-    contexts: set[tuple[str, str]] = set()
-    for file in files:
-        if file.context not in contexts and len(contexts) == MAX_CONTEXTS:
-            yield batch
-            batch, contexts = [], set()
-        batch.append(file)
-        contexts.add(file.context)
-    if batch:
-        yield batch

@@ -2,44 +2,21 @@
 
 import errno
 import os
+import shutil
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dicomai.config import FolderDestination
 from dicomai.destinations.base import Accepted, Outgoing
-from dicomai.destinations.filing import Filed
+from dicomai.destinations.filing import Filed, Files, same
 from dicomai.errors import RejectedError, UnreachableError
 
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 
 
-class Folder:
+class Folder(Files[FolderDestination]):
     """A folder, local or mounted, into which others look."""
-
-    def __init__(self, settings: FolderDestination) -> None:
-        """Make the destination; the folder is made with the first object."""
-        self._settings = settings
-
-    @property
-    def name(self) -> str:
-        """The name in the configuration."""
-        return self._settings.name
-
-    @property
-    def max_age(self) -> float | None:
-        """Seconds after which a result is too old to be sent; None where it never is."""
-        return self._settings.max_age
-
-    @property
-    def withdraws_superseded(self) -> bool:
-        """Whether it is told by a rejection note of a result that another has taken the place of."""
-        return False  # nobody there obeys a note
-
-    @property
-    def verify_timeout(self) -> float | None:
-        """None: an object is synced before it counts as accepted."""
-        return None
 
     def reach(self) -> None:
         """Do nothing: whether a folder can be written, writing shows."""
@@ -72,8 +49,8 @@ class Folder:
         _make(target.parent)
         temporary = target.with_name(f".{uuid.uuid4().hex}.part")
         try:
-            with temporary.open("xb") as stream:
-                stream.write(outgoing.data)
+            with outgoing.open() as file, temporary.open("xb") as stream:
+                shutil.copyfileobj(file, stream)
                 stream.flush()
                 os.fsync(stream.fileno())
             _name(temporary, target)
@@ -84,7 +61,9 @@ class Folder:
         _sync(target.parent)
 
     def _compare(self, outgoing: Outgoing, target: Path) -> None:
-        if target.stat().st_size != len(outgoing.data) or target.read_bytes() != outgoing.data:
+        with outgoing.open() as file, target.open("rb") as there:
+            is_same = same(file, there)
+        if not is_same:
             raise RejectedError(
                 f"Destination '{self.name}' holds another object with the UID {outgoing.sop_instance_uid}:"
                 " move that file away, then retry."

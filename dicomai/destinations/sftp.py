@@ -7,14 +7,14 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from io import BytesIO
 from pathlib import PurePosixPath
+from typing import BinaryIO
 
 import paramiko
 
 from dicomai.config import SftpDestination
 from dicomai.destinations.base import Accepted, Outgoing
-from dicomai.destinations.filing import Filed
+from dicomai.destinations.filing import Filed, Files, same, size
 from dicomai.errors import (
     ConfigurationError,
     NoAssociationError,
@@ -24,7 +24,7 @@ from dicomai.errors import (
 )
 
 
-class Sftp:
+class Sftp(Files[SftpDestination]):
     """A folder on an SSH server, into which others look."""
 
     def __init__(self, settings: SftpDestination, *, timeout: float) -> None:
@@ -37,7 +37,7 @@ class Sftp:
         Raises:
             ConfigurationError: the private key or the file of host keys is missing or wrong.
         """
-        self._settings = settings
+        super().__init__(settings)
         self._timeout = timeout
         self._keys(paramiko.SSHClient())  # what is wrong with the files is to be said now, not at the first send
         library = logging.getLogger("paramiko")
@@ -46,26 +46,6 @@ class Sftp:
 
     def __str__(self) -> str:
         return f"Destination '{self.name}' ({self._settings.host} port {self._settings.port})"
-
-    @property
-    def name(self) -> str:
-        """The name in the configuration."""
-        return self._settings.name
-
-    @property
-    def max_age(self) -> float | None:
-        """Seconds after which a result is too old to be sent; None where it never is."""
-        return self._settings.max_age
-
-    @property
-    def withdraws_superseded(self) -> bool:
-        """Whether it is told by a rejection note of a result that another has taken the place of."""
-        return False  # nobody there obeys a note
-
-    @property
-    def verify_timeout(self) -> float | None:
-        """None: the length of a file is looked at before it has its name."""
-        return None
 
     def reach(self) -> None:
         """Ask whether a server is there that says anything; without a login, for some lock out who fails too often.
@@ -113,9 +93,10 @@ class Sftp:
 
     def _write(self, sftp: paramiko.SFTPClient, outgoing: Outgoing, target: PurePosixPath) -> None:
         try:
-            is_same = _is_same(sftp, outgoing.data, target)
-            if is_same is None:
-                _put(sftp, outgoing.data, target)
+            with outgoing.open() as file:
+                is_same = _is_same(sftp, file, target)
+                if is_same is None:
+                    _put(sftp, file, target)
         except TimeoutError:
             raise
         except OSError as error:  # it is the server's answer; it has no number but for two reasons
@@ -216,25 +197,24 @@ class Sftp:
             ) from error
 
 
-def _is_same(sftp: paramiko.SFTPClient, data: bytes, target: PurePosixPath) -> bool | None:
-    """Tell whether a file has these bytes; None where there is none. Only one of the same length is read."""
-    buffer = BytesIO()
+def _is_same(sftp: paramiko.SFTPClient, file: BinaryIO, target: PurePosixPath) -> bool | None:
+    """Tell whether a file there has these bytes; None where there is none. Only one of the same length is read."""
     try:
-        if sftp.stat(str(target)).st_size != len(data):
+        if sftp.stat(str(target)).st_size != size(file):
             return False
-        sftp.getfo(str(target), buffer)
+        with sftp.open(str(target), "rb") as there:
+            return same(file, there)
     except FileNotFoundError:
         return None
-    return buffer.getvalue() == data
 
 
-def _put(sftp: paramiko.SFTPClient, data: bytes, target: PurePosixPath) -> None:
+def _put(sftp: paramiko.SFTPClient, file: BinaryIO, target: PurePosixPath) -> None:
     """Write a file whole or not at all: the library compares its length before it has its name."""
     for folder in reversed(target.parents[:-1]):
         _make(sftp, str(folder))
     temporary = str(target.with_name(f".{uuid.uuid4().hex}.part"))
     try:
-        sftp.putfo(BytesIO(data), temporary, len(data))
+        sftp.putfo(file, temporary, size(file))
         sftp.rename(temporary, str(target))  # which, other than posix_rename, never writes over what is there
     except BaseException:  # Ctrl-C too: nobody else would take it away there
         with contextlib.suppress(OSError, EOFError, paramiko.SSHException):

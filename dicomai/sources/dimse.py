@@ -7,11 +7,10 @@ from typing import TypeVar
 
 from pydicom.dataset import Dataset
 from pynetdicom import build_context
-from pynetdicom.status import QR_FIND_SERVICE_CLASS_STATUS
 
 from dicomai.config import SourceSettings, TlsSettings
 from dicomai.destinations.dimse.association import Peer
-from dicomai.destinations.dimse.find import FIND, identifier
+from dicomai.destinations.dimse.query import FIND, ask, refusal
 from dicomai.errors import DeliveryError, RejectedError, UnreachableError, UnreadableError
 from dicomai.routing import values
 from dicomai.sources.association import SourceLink, associate, peer_of
@@ -22,7 +21,6 @@ from dicomai.study import UNREADABLE
 MOST_ANSWERS = 100_000
 """How many matches of one C-FIND are taken; a source that goes on and on does not fill our memory."""
 
-_PENDING = frozenset({0xFF00, 0xFF01})
 _FOR_NOW = frozenset({0x0110, 0x0213, *range(0xA700, 0xA800), *range(0xC000, 0xD000)})
 
 _T = TypeVar("_T")
@@ -136,32 +134,27 @@ class Finder:
 
     def _find(self, level: str, keys: Mapping[str, str], take: Callable[[Dataset], _T | None]) -> list[_T]:
         """Ask, and take what fits of the answers."""
-        link, taken, answers = self._link, list[_T](), 0
-        with link.talk():
-            for status, answer in link.assoc.send_c_find(identifier(level, keys), FIND):
-                code = status.get("Status")
-                if code is None:
-                    raise link.broken()
-                if code not in _PENDING:
-                    if code != 0x0000:
-                        raise _refusal(link, level, code)
-                    break
-                answers += 1
-                one = take(answer) if answer is not None else None
-                if one is None:
-                    self.strangers += 1
-                else:
-                    taken.append(one)
-                if answers > MOST_ANSWERS:
-                    raise RejectedError(
-                        f"{link.peer} has more than {MOST_ANSWERS} matches at the level {level}: ask for less."
-                    )
+        taken, strangers = list[_T](), self.strangers
+
+        def judge(answer: Dataset | None) -> None:
+            one = take(answer) if answer is not None else None
+            if one is None:
+                self.strangers += 1
+            else:
+                taken.append(one)
+            if len(taken) + self.strangers - strangers > MOST_ANSWERS:
+                raise RejectedError(
+                    f"{self._link.peer} has more than {MOST_ANSWERS} matches at the level {level}: ask for less."
+                )
+
+        status = ask(self._link, level, keys, judge)
+        if status != 0x0000:
+            raise _refusal(self._link.peer, level, status)
         return taken
 
 
-def _refusal(link: SourceLink, level: str, status: int) -> DeliveryError:
-    _, meaning = QR_FIND_SERVICE_CLASS_STATUS.get(status, ("", ""))
-    said = f"{link.peer} answered {status:04X} ({meaning or 'failure'}) to a query at the level {level}"
+def _refusal(peer: Peer, level: str, status: int) -> DeliveryError:
+    said = refusal(peer, level, status)
     if status in _FOR_NOW:
         return UnreachableError(f"{said}: ask for less at a time, or look into its log; another attempt may succeed.")
     return RejectedError(f"{said}: look up the reason in its log.")

@@ -22,9 +22,9 @@ from pynetdicom.events import Event
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.status import QR_GET_SERVICE_CLASS_STATUS, QR_MOVE_SERVICE_CLASS_STATUS
 
-from dicomai.destinations.dimse import MAX_CONTEXTS
 from dicomai.destinations.dimse.association import Peer
-from dicomai.destinations.dimse.find import FIND, identifier
+from dicomai.destinations.dimse.query import FIND, identifier
+from dicomai.destinations.dimse.storage import MAX_CONTEXTS
 from dicomai.errors import DicomaiError, InputError, NotAcceptedError, RejectedError, StorageFullError, TooLargeError
 from dicomai.filemeta import FileMeta
 from dicomai.log import place

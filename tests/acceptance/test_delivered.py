@@ -1,6 +1,7 @@
 """Whether a real Orthanc has what it was sent, by C-FIND and by storage commitment."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pydicom
@@ -23,15 +24,10 @@ from tests.dimse import HOST, node, wait_until
 
 def test_orthanc_shows_what_it_has_and_not_what_it_lost(tmp_path: Path, demo_study: tuple[Path, ...]) -> None:
     objects = []
-    for path in demo_study[:3]:
+    for path in demo_study[:5]:  # one list shows them all
         meta = pydicom.dcmread(path, stop_before_pixels=True).file_meta
         objects.append(
-            Outgoing(
-                str(meta.MediaStorageSOPClassUID),
-                str(meta.MediaStorageSOPInstanceUID),
-                str(meta.TransferSyntaxUID),
-                path.read_bytes(),
-            )
+            Outgoing(str(meta.MediaStorageSOPClassUID), str(meta.MediaStorageSOPInstanceUID), partial(path.open, "rb"))
         )
     with orthanc(tmp_path / "pacs", modalities={"DICOMAI": ("DICOMAI", "127.0.0.1", 104)}) as pacs:
         entry = DicomDestination(
@@ -46,14 +42,14 @@ def test_orthanc_shows_what_it_has_and_not_what_it_lost(tmp_path: Path, demo_stu
         assert set(destination.whereabouts(objects).values()) == {""}
         with finding(Peer(entry, "DICOMAI", 10.0, TlsSettings())) as finder:
             here = Place.of(objects[0])
-            assert finder.whereabouts(here) == ""
+            assert finder.whereabouts([here]) == {here.sop_instance_uid: ""}
             study, series = here.study_instance_uid, here.series_instance_uid
-            assert [finder.lacks(study, series, count) for count in (3, 4)] == [False, True]
+            assert [finder.lacks(study, series, count) for count in (5, 6)] == [False, True]
             assert finder.lacks(study, "1.2.3", 1)
             strange = Place("SOMEBODY ELSE", here.study_instance_uid, here.series_instance_uid, here.sop_instance_uid)
-            assert finder.whereabouts(strange) == "filed under another PatientID"
+            assert finder.whereabouts([strange]) == {here.sop_instance_uid: "filed under another PatientID"}
             elsewhere = Place(here.patient_id, "1.2.3", "1.2.4", here.sop_instance_uid)
-            assert finder.whereabouts(elsewhere) == "filed under another StudyInstanceUID"
+            assert finder.whereabouts([elsewhere]) == {here.sop_instance_uid: "filed under another StudyInstanceUID"}
         (lost,) = pacs.instances(SOPInstanceUID=objects[1].sop_instance_uid)
         pacs.request(f"/instances/{lost}", method="DELETE")
         where = destination.whereabouts(objects)

@@ -29,32 +29,16 @@ from tests.archive import (
     analysed,
     audited,
     classes,
-    copied,
     data_set,
     delivery,
-    keep_one_result,
     sent_until_it_ends,
 )
-from tests.beds import Bed
+from tests.beds import Bed, route
 from tests.dimse import associate, node
+from tests.synthetic import series
 
 IMPLICIT = "1.2.840.10008.1.2"
 HOUR = 3600.0
-
-
-@pytest.fixture(scope="module")
-def one_result(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A storage with one result that waits for its delivery."""
-    folder = tmp_path_factory.mktemp("one") / "bed"
-    keep_one_result(folder)
-    return folder
-
-
-@pytest.fixture
-def bed(tmp_path: Path, one_result: Path) -> Iterator[Bed]:
-    """A copy of it."""
-    with copied(one_result, tmp_path / "bed") as made:
-        yield made
 
 
 def report_on(transaction: str, committed: list[tuple[str, str]], failed: Mapping[tuple[str, str], int]) -> Dataset:
@@ -132,7 +116,7 @@ def hearing(bed: Bed) -> Iterator[int]:
 
 class TestOnItsAssociation:
     @pytest.mark.parametrize("when", ["before the answer", "after the answer"])
-    def test_a_result_is_delivered_when_all_is_committed(self, bed: Bed, when: str) -> None:
+    def test_a_result_is_delivered_when_all_is_committed(self, result_bed: Bed, when: str) -> None:
         def says(_: int, event: Any) -> int:
             ds = report_on(*pacs.asked[-1], {})
             if when == "before the answer":
@@ -145,14 +129,14 @@ class TestOnItsAssociation:
 
         pacs = Committer(says=says)
         with pacs.open():
-            assert bed.delivery(pacs.destination()).step()
-        row = delivery(bed)
+            assert result_bed.delivery(pacs.destination()).step()
+        row = delivery(result_bed)
         assert (row.state, row.attempt, row.reason) == (State.COMPLETED, 1, "")
         ((_, references),) = pacs.asked
         assert references == [(r.sop_class_uid, r.sop_instance_uid) for r in pacs.archive.server.received]
-        assert len(audited(bed, "commitment requested")) == len(audited(bed, "commitment answered")) == 1
+        assert len(audited(result_bed, "commitment requested")) == len(audited(result_bed, "commitment answered")) == 1
 
-    def test_what_is_not_committed_is_sent_again_alone_and_all_is_asked_for_anew(self, bed: Bed) -> None:
+    def test_what_is_not_committed_is_sent_again_alone_and_all_is_asked_for_anew(self, result_bed: Bed) -> None:
         def says(number: int, event: Any) -> int:
             transaction, references = pacs.asked[-1]
             failed = {references[0]: 0x0110} if number == 1 else {}
@@ -161,20 +145,20 @@ class TestOnItsAssociation:
 
         pacs = Committer(says=says)
         with pacs.open():
-            lane = bed.delivery(pacs.destination())
+            lane = result_bed.delivery(pacs.destination())
             lane.step()
-            row = delivery(bed)
-            assert (row.state, [a.status for a in bed.rows(Acceptance)]) == (State.IN_PROGRESS, [0])
+            row = delivery(result_bed)
+            assert (row.state, [a.status for a in result_bed.rows(Acceptance)]) == (State.IN_PROGRESS, [0])
             assert "(Failure Reason 0110)" in row.reason
-            bed.turn(60)
+            result_bed.turn(60)
             lane.step()
-        assert (delivery(bed).state, classes(pacs.archive)) == (State.COMPLETED, [SEG, SR, SEG])
+        assert (delivery(result_bed).state, classes(pacs.archive)) == (State.COMPLETED, [SEG, SR, SEG])
         received = pacs.archive.server.received
         assert received[0].data_set == received[2].data_set
         assert [len(references) for _, references in pacs.asked] == [2, 2]
         assert pacs.asked[0][0] != pacs.asked[1][0]
 
-    def test_what_a_report_leaves_out_is_not_committed(self, bed: Bed) -> None:
+    def test_what_a_report_leaves_out_is_not_committed(self, result_bed: Bed) -> None:
         def says(_: int, event: Any) -> int:
             transaction, references = pacs.asked[-1]
             report_here(event, report_on(transaction, references[:1], {}))
@@ -182,8 +166,8 @@ class TestOnItsAssociation:
 
         pacs = Committer(says=says)
         with pacs.open():
-            sent_until_it_ends(bed, bed.delivery(pacs.destination()))
-        row = delivery(bed)
+            sent_until_it_ends(result_bed, result_bed.delivery(pacs.destination()))
+        row = delivery(result_bed)
         assert (row.state, classes(pacs.archive)) == (State.CANCELED, [SEG, SR, SR, SR])
         assert row.reason.startswith("Given up after 3 times: Destination 'pacs' accepted and does not commit")
         assert "(not named in the report)" in row.reason
@@ -218,94 +202,120 @@ class TestOnAnother:
         assert row.attempt - row.looks == 1
         made.close()
 
-    def test_a_report_is_taken_from_whom_was_asked_and_on_what_was_asked(self, bed: Bed) -> None:
+    def test_where_reports_come_by_another_association_nobody_listens_on_the_first(
+        self, result_bed: Bed, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        listened: list[bool] = []
+        request = commitment.request
+
+        def asked(*arguments: Any, listens: bool) -> None:
+            listened.append(listens)
+            request(*arguments, listens=listens)
+
+        monkeypatch.setattr(commitment, "request", asked)
+        made, pacs = result_bed, Committer()
+        with pacs.open(), hearing(made) as port:
+            lane = made.delivery(pacs.destination())
+            lane.step()
+            assert report_there(port, report_on(*pacs.asked[0], {})) == 0x0000
+            lane.step()
+            made.take(series(modality="MR", shape=(3, 12, 16), PatientID="Q"))
+            made.plan(route())
+            while made.worker().step():
+                pass
+            lane.step()
+            made.turn(HOUR)
+            lane.step()  # not reported: it may not be able to any more
+            assert listened == [True, False, True]
+
+    def test_a_report_is_taken_from_whom_was_asked_and_on_what_was_asked(self, result_bed: Bed) -> None:
         pacs = Committer()
-        with pacs.open(), hearing(bed) as port:
-            bed.delivery(pacs.destination()).step()
+        with pacs.open(), hearing(result_bed) as port:
+            result_bed.delivery(pacs.destination()).step()
             transaction, references = pacs.asked[0]
             assert report_there(port, report_on("1.2.3", references, {})) == 0x0110
             assert report_there(port, report_on(transaction, references, {}), calling_ae="OTHER") == 0x0110
             assert report_there(port, report_on(transaction, references, {}), event_type=3) == 0x0113
             assert report_there(port, data_set(RetrieveAETitle="PACS"), event_type=1) == 0x0115
-        assert [row.state for row in bed.rows(AskedCommitment)] == ["OPEN"]
-        assert delivery(bed).state == State.IN_PROGRESS
+        assert [row.state for row in result_bed.rows(AskedCommitment)] == ["OPEN"]
+        assert delivery(result_bed).state == State.IN_PROGRESS
 
-    def test_one_that_never_reports_is_asked_three_times_and_then_a_person(self, bed: Bed) -> None:
+    def test_one_that_never_reports_is_asked_three_times_and_then_a_person(self, result_bed: Bed) -> None:
         pacs = Committer()
         with pacs.open():
-            lane = bed.delivery(pacs.destination())
+            lane = result_bed.delivery(pacs.destination())
             for number in range(1, 4):
                 assert lane.step()
-                bed.turn(HOUR / 2)
+                result_bed.turn(HOUR / 2)
                 assert not lane.step()
-                bed.turn(HOUR / 2)
+                result_bed.turn(HOUR / 2)
                 assert len(pacs.asked) == number
             lane.step()
-        row = delivery(bed)
+        row = delivery(result_bed)
         assert (row.state, classes(pacs.archive), len(pacs.asked)) == (State.CANCELED, [SEG, SR], 3)
         assert "did not report within 3600 s whether it commits it, asked 3 times" in row.reason
 
-    def test_one_that_never_reports_is_asked_by_c_find_where_that_is_set(self, bed: Bed) -> None:
+    def test_one_that_never_reports_is_asked_by_c_find_where_that_is_set(self, result_bed: Bed) -> None:
         pacs = Committer()
         with pacs.open():
-            lane = bed.delivery(pacs.destination(verify="find"))
+            lane = result_bed.delivery(pacs.destination(verify="find"))
             for _ in range(3):
                 lane.step()
                 assert pacs.archive.queries == []
-                bed.turn(HOUR)
+                result_bed.turn(HOUR)
             lane.step()
-        assert (delivery(bed).state, len(pacs.asked)) == (State.COMPLETED, 3)
+        assert (delivery(result_bed).state, len(pacs.asked)) == (State.COMPLETED, 3)
         assert len(pacs.archive.queries) == 3  # two objects, and whose study it is
 
-    def test_a_late_report_on_an_earlier_request_counts(self, bed: Bed) -> None:
+    def test_a_late_report_on_an_earlier_request_counts(self, result_bed: Bed) -> None:
         pacs = Committer()
-        with pacs.open(), hearing(bed) as port:
-            lane = bed.delivery(pacs.destination())
+        with pacs.open(), hearing(result_bed) as port:
+            lane = result_bed.delivery(pacs.destination())
             lane.step()
-            bed.turn(HOUR)
+            result_bed.turn(HOUR)
             lane.step()
             assert report_there(port, report_on(*pacs.asked[0], {})) == 0x0000
             lane.step()
-        assert (delivery(bed).state, len(pacs.asked)) == (State.COMPLETED, 2)
+        assert (delivery(result_bed).state, len(pacs.asked)) == (State.COMPLETED, 2)
 
-    def test_it_counts_even_when_the_last_request_has_run_out(self, bed: Bed) -> None:
+    def test_it_counts_even_when_the_last_request_has_run_out(self, result_bed: Bed) -> None:
         pacs = Committer()
-        with pacs.open(), hearing(bed) as port:
-            lane = bed.delivery(pacs.destination())
+        with pacs.open(), hearing(result_bed) as port:
+            lane = result_bed.delivery(pacs.destination())
             for _ in range(3):
                 lane.step()
-                bed.turn(HOUR)
+                result_bed.turn(HOUR)
             assert report_there(port, report_on(*pacs.asked[0], {})) == 0x0000
             lane.step()
-        assert (delivery(bed).state, len(pacs.asked)) == (State.COMPLETED, 3)
+        assert (delivery(result_bed).state, len(pacs.asked)) == (State.COMPLETED, 3)
 
 
 @pytest.mark.usefixtures("in_haste")
 class TestRefused:
-    def test_an_archive_that_cannot_take_the_request_now_is_asked_again(self, bed: Bed) -> None:
+    def test_an_archive_that_cannot_take_the_request_now_is_asked_again(self, result_bed: Bed) -> None:
         pacs = Committer(says=lambda number, _: 0x0213 if number == 1 else 0x0000)
-        with pacs.open(), hearing(bed) as port:
-            lane = bed.delivery(pacs.destination())
+        with pacs.open(), hearing(result_bed) as port:
+            lane = result_bed.delivery(pacs.destination())
             lane.step()
-            assert "answered 0213 to a request for storage commitment" in delivery(bed).reason
+            assert "answered 0213 to a request for storage commitment" in delivery(result_bed).reason
             # It did not take it, and reports all the same: nothing depends on that any more.
             first = report_on(pacs.asked[0][0], [], dict.fromkeys(pacs.asked[0][1], 0x0112))
             assert report_there(port, first) == 0x0000
-            bed.turn(60)
+            result_bed.turn(60)
             lane.step()
             assert report_there(port, report_on(*pacs.asked[1], {})) == 0x0000
             lane.step()
-        assert (delivery(bed).state, classes(pacs.archive)) == (State.COMPLETED, [SEG, SR])
+        assert (delivery(result_bed).state, classes(pacs.archive)) == (State.COMPLETED, [SEG, SR])
 
-    def test_a_pacs_without_commitment_is_no_place_to_be_sure_of(self, bed: Bed) -> None:
+    def test_a_pacs_without_commitment_is_no_place_to_be_sure_of(self, result_bed: Bed) -> None:
         contexts = [(uid, ["1.2.840.10008.1.2.1", "1.2.840.10008.1.2.5"]) for uid in (SEG, SR)]
         pacs = Committer()
         with pacs.open(contexts=contexts):
-            bed.delivery(pacs.destination()).step()
-        assert delivery(bed).state == State.CANCELED
-        assert delivery(bed).reason.startswith("What was accepted cannot be committed: Destination 'pacs'")
+            result_bed.delivery(pacs.destination()).step()
+        assert delivery(result_bed).state == State.CANCELED
+        assert delivery(result_bed).reason.startswith("What was accepted cannot be committed: Destination 'pacs'")
 
-    def test_one_that_restarts_before_it_answers_is_asked_when_it_is_back(self, bed: Bed) -> None:
+    def test_one_that_restarts_before_it_answers_is_asked_when_it_is_back(self, result_bed: Bed) -> None:
         def says(number: int, event: Any) -> int:
             if number == 1:
                 event.assoc.abort(block=False)
@@ -315,9 +325,9 @@ class TestRefused:
 
         pacs = Committer(says=says)
         with pacs.open():
-            lane = bed.delivery(pacs.destination())
+            lane = result_bed.delivery(pacs.destination())
             lane.step()
-            assert "broke off" in delivery(bed).reason
-            bed.turn(60)
+            assert "broke off" in delivery(result_bed).reason
+            result_bed.turn(60)
             lane.step()
-        assert (delivery(bed).state, classes(pacs.archive), len(pacs.asked)) == (State.COMPLETED, [SEG, SR], 2)
+        assert (delivery(result_bed).state, classes(pacs.archive), len(pacs.asked)) == (State.COMPLETED, [SEG, SR], 2)

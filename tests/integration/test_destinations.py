@@ -8,20 +8,28 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydicom.dataset import Dataset
-from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless, MRImageStorage
+from pydicom.uid import (
+    UID,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    MRImageStorage,
+)
 from pynetdicom import evt
 from pynetdicom.dimse_primitives import C_ECHO
 
 from dicomai.config import DicomDestination, FolderDestination
 from dicomai.destinations import Outgoing, echo, open_destination, send_files
-from dicomai.destinations.dimse import associate
 from dicomai.destinations.dimse.association import Peer
+from dicomai.destinations.dimse.storage import associate
 from dicomai.errors import DeliveryError, NoAssociationError, NotKeptError, RejectedError, UnreachableError
 from tests.dimse import HOST, data_set_of, free_port, node, proposals, scp, wait_until
 from tests.synthetic import series
@@ -35,15 +43,19 @@ def outgoing(count: int = 2, size: int = 4, **attributes: Any) -> list[Outgoing]
     for ds in series(modality="MR", shape=(count, size, size), **attributes):
         buffer = BytesIO()
         ds.save_as(buffer, enforce_file_format=True)
-        objects.append(
-            Outgoing(
-                str(ds.SOPClassUID),
-                str(ds.SOPInstanceUID),
-                str(ds.file_meta.TransferSyntaxUID),
-                buffer.getvalue(),
-            )
-        )
+        objects.append(Outgoing(str(ds.SOPClassUID), str(ds.SOPInstanceUID), partial(BytesIO, buffer.getvalue())))
     return objects
+
+
+def whole(one: Outgoing) -> bytes:
+    """The bytes of an object's file."""
+    with one.open() as file:
+        return file.read()
+
+
+def changed(one: Outgoing, data: bytes) -> Outgoing:
+    """The same object with other bytes."""
+    return replace(one, open=partial(BytesIO, data))
 
 
 def send(destination: DicomDestination, objects: list[Outgoing], timeout: float = 5.0) -> list[tuple[str, int, str]]:
@@ -61,7 +73,7 @@ def send(destination: DicomDestination, objects: list[Outgoing], timeout: float 
 
 def test_objects_arrive_byte_for_byte_in_order_over_one_association(tmp_path: Path) -> None:
     stray = b"\x08\x00\x90\x00PN\x04\x00A^B "  # out of order: who encodes it again puts it elsewhere
-    objects = [replace(o, data=o.data + stray) for o in outgoing(3)]
+    objects = [changed(o, whole(o) + stray) for o in outgoing(3)]
     with scp() as pacs:
         accepted = send(pacs.destination(), objects)
     assert accepted == [(o.sop_instance_uid, 0x0000, "") for o in objects]
@@ -69,16 +81,19 @@ def test_objects_arrive_byte_for_byte_in_order_over_one_association(tmp_path: Pa
     assert {r.association for r in pacs.received} == {0}
     for one, other in zip(objects, pacs.received, strict=True):
         path = tmp_path / "one.dcm"
-        path.write_bytes(one.data)
+        path.write_bytes(whole(one))
         assert other.data_set == data_set_of(path)[3]
     wait_until(lambda: pacs.associations[0].is_released)
 
 
-def test_only_the_contexts_of_the_objects_are_proposed() -> None:
+def test_only_the_contexts_of_the_objects_are_proposed_and_what_they_can_be_sent_in() -> None:
     with scp() as pacs:
         send(pacs.destination(), outgoing(2))
         proposed = proposals(pacs.associations[0])
-    assert [(c.abstract_syntax, c.transfer_syntax) for c in proposed] == [(MRImageStorage, [ExplicitVRLittleEndian])]
+    assert [(c.abstract_syntax, c.transfer_syntax) for c in proposed] == [
+        (MRImageStorage, [ExplicitVRLittleEndian]),
+        (MRImageStorage, [ImplicitVRLittleEndian]),
+    ]
 
 
 def test_nothing_to_send_needs_no_association() -> None:
@@ -164,19 +179,20 @@ def test_a_pacs_that_does_not_know_us_is_understood() -> None:
         send(pacs.destination(), outgoing(1))
 
 
-def test_a_pacs_that_lacks_a_transfer_syntax_gets_nothing() -> None:
+def test_a_pacs_that_lacks_a_transfer_syntax_for_which_there_is_no_other_gets_nothing() -> None:
     with (
-        scp(contexts=[(MRImageStorage, [ImplicitVRLittleEndian])]) as pacs,
+        scp(contexts=[(MRImageStorage, [JPEG2000Lossless])]) as pacs,
         pytest.raises(RejectedError, match=r"accepts no presentation context .*MR Image Storage"),
     ):
         send(pacs.destination(), outgoing(1))
     objects = outgoing(2)
-    compressed = Outgoing(MRImageStorage, objects[1].sop_instance_uid, JPEG2000Lossless, objects[1].data)
+    swapped = changed(objects[1], whole(objects[1]).replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.2\0"))
+    assert swapped.transfer_syntax_uid == ExplicitVRBigEndian
     with (
         scp(contexts=[(MRImageStorage, [ExplicitVRLittleEndian])]) as pacs,
-        pytest.raises(RejectedError, match="does not take MR Image Storage in JPEG 2000"),
+        pytest.raises(RejectedError, match="does not take MR Image Storage in Explicit VR Big Endian"),
     ):
-        send(pacs.destination(), [objects[0], compressed])
+        send(pacs.destination(), [objects[0], swapped])
     assert pacs.received == []
 
 
@@ -293,7 +309,7 @@ def test_a_pacs_that_takes_pdus_of_any_size_gets_ours() -> None:
     with scp(maximum_pdu_size=0, on_request=measure) as pacs:
         send(pacs.destination(), objects)
     assert 100_000 < max(sizes) <= 131072 + 6
-    assert pacs.received[0].data_set == objects[0].data[-len(pacs.received[0].data_set) :]
+    assert pacs.received[0].data_set == whole(objects[0])[-len(pacs.received[0].data_set) :]
 
 
 def test_an_error_of_ours_between_two_objects_aborts() -> None:
@@ -355,7 +371,7 @@ def _write(folder: Path, objects: list[Outgoing]) -> list[Path]:
     paths = []
     for number, one in enumerate(objects):
         paths.append(folder / f"{number}.dcm")
-        paths[-1].write_bytes(one.data)
+        paths[-1].write_bytes(whole(one))
     return paths
 
 
@@ -389,7 +405,7 @@ def test_a_connection_that_breaks_ends_the_sending_of_files(tmp_path: Path) -> N
         send_files(paths, pacs.destination(), calling_ae="X", timeout=5)
 
 
-def test_more_than_128_kinds_of_object_take_a_second_association(tmp_path: Path) -> None:
+def test_more_kinds_of_object_than_an_association_has_contexts_for_take_further_ones(tmp_path: Path) -> None:
     ds = series(modality="MR", shape=(1, 4, 4))[0]
     for number in range(130):
         ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = UID(f"1.2.826.0.1.3680043.8.{number + 1}")
@@ -398,7 +414,7 @@ def test_more_than_128_kinds_of_object_take_a_second_association(tmp_path: Path)
         entry = DicomDestination(type="dicom", name="n", ae_title="DICOMAI", host=HOST, port=n.port)
         outcomes = send_files([tmp_path], entry, calling_ae="X", timeout=10)
         assert [o.status for o in outcomes] == [0x0000] * 130
-        assert len(n.intake.opened) == 2
+        assert len(n.intake.opened) == 3  # each kind is proposed in two ways
 
 
 class TestFolder:
@@ -415,17 +431,17 @@ class TestFolder:
         for _ in range(2):
             assert self.put(tmp_path / "new", objects) == [o.sop_instance_uid for o in objects]
         files = sorted((tmp_path / "new").rglob("*"))
-        assert sorted(f.read_bytes() for f in files if f.is_file()) == sorted(o.data for o in objects)
+        assert sorted(f.read_bytes() for f in files if f.is_file()) == sorted(map(whole, objects))
         assert {f.stem for f in files if f.is_file()} == {o.sop_instance_uid for o in objects}
         assert {len(f.relative_to(tmp_path / "new").parts) for f in files if f.is_file()} == {3}
 
     def test_another_object_under_the_same_uid_is_not_overwritten(self, tmp_path: Path) -> None:
         first = outgoing(1)
         self.put(tmp_path, first)
-        changed = Outgoing(MRImageStorage, first[0].sop_instance_uid, ExplicitVRLittleEndian, first[0].data + b"\0\0")
-        with pytest.raises(RejectedError, match="holds another object"):
-            self.put(tmp_path, [changed])
-        assert next(tmp_path.rglob("*.dcm")).read_bytes() == first[0].data
+        for other in (whole(first[0]) + b"\0\0", whole(first[0])[:-2], whole(first[0])[:-2] + b"\1\1"):
+            with pytest.raises(RejectedError, match="holds another object"):
+                self.put(tmp_path, [changed(first[0], other)])
+        assert next(tmp_path.rglob("*.dcm")).read_bytes() == whole(first[0])
 
     @pytest.mark.filterwarnings("ignore:Invalid value for VR UI:UserWarning")
     def test_a_uid_that_is_a_path_is_refused(self, tmp_path: Path) -> None:
@@ -463,7 +479,7 @@ class TestFolder:
         monkeypatch.setattr(os, "link", link)
         there = FolderDestination(type="folder", name="out", path=tmp_path / "out")
         open_destination(there, calling_ae="X", timeout=1.0).send([one], lambda *_: None)
-        assert [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()] == [one.data]
+        assert [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()] == [whole(one)]
 
     def test_a_folder_that_cannot_be_written_is_tried_again(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("in the way")

@@ -2,6 +2,8 @@
 
 import threading
 from collections.abc import Iterator
+from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ from pynetdicom import evt
 from structlog.testing import capture_logs
 
 from dicomai.database.tables import Acceptance, Result
+from dicomai.destinations import Outgoing
+from dicomai.errors import NotKeptError, RejectedError, UnreachableError
 from dicomai.workitem import Kind, State
 from tests.archive import (
     SEG,
@@ -27,6 +31,8 @@ from tests.archive import (
 )
 from tests.beds import Bed
 from tests.dimse import Scp, free_port
+from tests.rejected import rejection_note
+from tests.synthetic import encode, series
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +112,53 @@ class TestStatuses:
         assert [(x["status"], x["log_level"]) for x in logs if x["event"] == "accepted with a warning"] == [
             (f"0x{status:04X}", "warning")
         ]
+
+
+class TestOtherSyntax:
+    def test_a_pacs_that_takes_implicit_vr_alone_gets_the_whole_result_and_the_worklist_says_so(self, bed: Bed) -> None:
+        with Archive().open(contexts=[(one, ["1.2.840.10008.1.2"]) for one in (SEG, SR)]) as archive:
+            sent_until_it_ends(bed, bed.delivery(archive.destination()))
+        row = delivery(bed)
+        assert (row.state, classes(archive)) == (State.COMPLETED, [SEG, SR])
+        assert [a.comment for a in bed.rows(Acceptance)] == ["sent in Implicit VR Little Endian"] * 2
+
+
+NOTES = {
+    0xA772: "it does not have an object that the rejection note names",
+    0xA774: "an object that the rejection note names was rejected by another one",
+    0xA776: "it has to retain an object that the rejection note names",
+}
+
+
+class TestRejectionNote:
+    """What archives after IHE IOCM answer: a lack of resources elsewhere."""
+
+    @staticmethod
+    def note(code: str = "113001") -> Outgoing:
+        """A note, or a document with another title."""
+        ds = rejection_note(series(modality="MR", shape=(1, 4, 4)), code)
+        return Outgoing(str(ds.SOPClassUID), str(ds.SOPInstanceUID), partial(BytesIO, encode(ds)))
+
+    @pytest.mark.parametrize("status", NOTES, ids=hex)
+    def test_one_that_is_refused_for_good_ends_at_once_and_says_why(self, status: int) -> None:
+        with Archive().open(status) as archive:
+            for sent, error in ((self.note(), RejectedError), (self.note("113000"), UnreachableError)):
+                with pytest.raises(error, match=f"answered {status:04X}") as caught:
+                    archive.destination().send([sent], lambda *_: None)
+                assert (NOTES[status] in str(caught.value)) is (error is RejectedError)
+
+    def test_one_that_is_there_already_counts_where_c_find_shows_it(self) -> None:
+        one, taken = self.note(), list[tuple[int, str]]()
+        archive = Archive()
+        with archive.open(archive.keep, 0xA770):
+            for _ in range(2):
+                archive.destination().send([one], lambda _, status, meaning: taken.append((status, meaning)))
+            assert taken[0] == (0, "")
+            assert taken[1][0] == 0x0111
+            assert taken[1][1].startswith("it has this rejection note already; C-FIND shows it there")
+            archive.hides = True
+            with pytest.raises(NotKeptError, match="C-FIND does not show it there"):
+                archive.destination().send([one], lambda *_: None)
 
 
 class TestDuplicate:

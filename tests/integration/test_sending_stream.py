@@ -2,6 +2,9 @@
 
 import struct
 import time
+import tracemalloc
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,11 +14,15 @@ from pynetdicom import build_context, evt
 from pynetdicom.dsutils import encode
 from pynetdicom.events import Event
 
-from dicomai.destinations.dimse import StorageLink, commitment
+from dicomai.config import FolderDestination
+from dicomai.destinations import open_destination
+from dicomai.destinations.dimse import commitment
 from dicomai.destinations.dimse.association import Peer, requested
+from dicomai.destinations.dimse.storage import StorageLink
 from dicomai.errors import UnreachableError
 from tests.dimse import scp, wait_until
-from tests.integration.test_destinations import outgoing, send
+from tests.integration.test_destinations import outgoing, send, whole
+from tests.integration.test_transcoding import storescp
 
 CONTEXT = 1
 
@@ -49,8 +56,31 @@ def test_the_bytes_that_arrive_are_those_that_were_frozen(longest: int) -> None:
     objects = outgoing(3, size=120)
     with scp(maximum_pdu_size=longest) as pacs:
         assert [status for _, status, _ in send(pacs.destination(), objects)] == [0, 0, 0]
-    sent = [o.data[144 + int.from_bytes(o.data[140:144], "little") :] for o in objects]
+    sent = [data[144 + int.from_bytes(data[140:144], "little") :] for data in map(whole, objects)]
     assert [received.data_set for received in pacs.received] == sent
+
+
+@pytest.mark.parametrize("kind", ["dicom", "folder"])
+def test_an_object_is_sent_from_where_it_lies_and_is_never_in_memory(kind: str, tmp_path: Path) -> None:
+    (one,) = outgoing(1)
+    large = tmp_path / "large.dcm"
+    with large.open("wb") as file:
+        file.write(whole(one) + struct.pack("<HH2sHL", 0x7FE1, 0x0010, b"OB", 0, 64_000_000))
+        file.truncate(file.tell() + 64_000_000)
+    sent = replace(one, open=lambda: large.open("rb"))
+    with storescp(tmp_path / "pacs", "--ignore") as pacs:
+        there = {
+            "dicom": pacs,
+            "folder": FolderDestination(type="folder", name="out", path=tmp_path / "out"),
+        }[kind]
+        destination = open_destination(there, calling_ae="X", timeout=10.0)
+        tracemalloc.start()
+        try:
+            destination.send([sent], lambda *_: None)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert peak < 8_000_000
 
 
 def test_an_answer_may_come_in_pieces() -> None:

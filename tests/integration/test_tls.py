@@ -18,10 +18,10 @@ from dicomai import passcodes, tls
 from dicomai.commands import check
 from dicomai.config import DicomDestination, Settings, TlsSettings
 from dicomai.destinations import echo, open_destination
-from dicomai.destinations.base import Outgoing
 from dicomai.errors import ConfigurationError, RejectedError, UnreachableError
 from tests.certificates import Authority, Pki
 from tests.dimse import HOST, Node, associate, node, store, wait_until
+from tests.integration.test_destinations import outgoing
 
 CT = [(CTImageStorage, [ExplicitVRLittleEndian])]
 
@@ -217,7 +217,7 @@ class TestSending:
                 timeout=5.0,
                 tls=pki.ours.settings(pki.sender, revocations=pki.revocations),
             )
-            sent = Outgoing(CTImageStorage, "1.2.3", ExplicitVRLittleEndian, b"")
+            sent = outgoing(1)[0]
             with pytest.raises(kind, match=reason):
                 destination.send([sent], lambda *_: None)
         assert not n.intake.opened
@@ -234,7 +234,7 @@ class TestSending:
             destination = open_destination(there(n.port), calling_ae="CT01", timeout=5.0, tls=settings)
             authorities.unlink()
             with pytest.raises(UnreachableError, match="cannot be read"):
-                destination.send([Outgoing(CTImageStorage, "1", ExplicitVRLittleEndian, b"")], lambda *_: None)
+                destination.send([outgoing(1)[0]], lambda *_: None)
             with pytest.raises(ConfigurationError):
                 call(n, settings)
 

@@ -1,119 +1,21 @@
 """C-STORE SCU (PS3.4 Annex B) and Verification SCU (Annex A) on pynetdicom."""
 
 import contextlib
-import io
-import mmap
-import struct
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO
-
-from pydicom.datadict import keyword_for_tag
-from pydicom.dataset import Dataset
-from pydicom.filereader import read_dataset, read_preamble
-from pydicom.multival import MultiValue
-from pydicom.tag import BaseTag, Tag
-from pydicom.uid import UID
-from pynetdicom import build_context
-from pynetdicom.status import STORAGE_SERVICE_CLASS_STATUS
+from collections.abc import Iterator, Sequence
 
 from dicomai.config import DicomDestination, TlsSettings
 from dicomai.destinations.base import Accepted, Outgoing, Reported
-from dicomai.destinations.dimse import commitment, stream
-from dicomai.destinations.dimse.association import Link, Peer, requested
+from dicomai.destinations.dimse import commitment
+from dicomai.destinations.dimse.association import Peer
 from dicomai.destinations.dimse.find import Finder, Place, finding
-from dicomai.errors import (
-    ConfigurationError,
-    DeliveryError,
-    NoAssociationError,
-    NotAdmittedError,
-    NotKeptError,
-    RejectedError,
-    UnreachableError,
-)
+from dicomai.destinations.dimse.storage import Answer, associate, batches, contexts_of
+from dicomai.errors import ConfigurationError, NoAssociationError, NotAdmittedError, NotKeptError, RejectedError
+from dicomai.study import Identity
 from dicomai.tls import client_args
 
-MAX_CONTEXTS = 128
-"""Presentation contexts that one association can have (PS3.8 9.3.2.2: odd numbers up to 255)."""
-
 _VERIFICATION = ("1.2.840.10008.1.1", "1.2.840.10008.1.2")
-_WARNINGS = frozenset({0x0001, 0x0107, 0x0116, *range(0xB000, 0xC000)})  # PS3.7 Annex C
-_FOR_GOOD = frozenset(
-    {
-        *range(0xA900, 0xAA00),  # data set does not match SOP class
-        0x0105,  # no such attribute
-        0x0106,  # invalid attribute value
-        0x0111,  # duplicate SOP instance: it may be ours, whose answer was lost; not if C-FIND does not show it
-        0x0115,  # invalid argument value
-        0x0117,  # invalid object instance
-        0x0118,  # no such SOP class
-        0x0119,  # class-instance conflict
-        0x0120,  # missing attribute
-        0x0121,  # missing attribute value
-        0x0122,  # SOP class not supported
-        0x0124,  # not authorized
-        0x0211,  # unrecognized operation
-        0x0212,  # mistyped argument
-    }
-)
-
-
 _DUPLICATE = 0x0111
-_BEGINNING = b"DICM\x02\0\0\0UL\x04\0"  # and FileMetaInformationGroupLength
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A C-STORE or C-ECHO response.
-
-    Attributes:
-        status: Status (0000,0900).
-        elements: Offending Element (0000,0901), as keywords: what was coerced, or does not fit (PS3.4 B.2.3).
-    """
-
-    status: int
-    elements: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, response: Dataset) -> "Answer":
-        """Read a response; its Error Comment (0000,0902) is left out, for it may name a patient."""
-        found = response.get("OffendingElement") or []
-        tags = found if isinstance(found, MultiValue | list) else [found]
-        return cls(int(response.Status), tuple(_named(Tag(tag)) for tag in tags))
-
-    @classmethod
-    def read(cls, elements: Mapping[int, bytes]) -> "Answer | None":
-        """Read a response by its encoded elements (PS3.7 E.1); None where it has no status."""
-        status, offending = elements.get(0x0900, b""), elements.get(0x0901, b"")
-        if len(status) != 2:
-            return None
-        tags = [struct.unpack_from("<HH", offending, at) for at in range(0, len(offending) - 3, 4)]
-        return cls(int.from_bytes(status, "little"), tuple(_named(Tag(*tag)) for tag in tags))
-
-    @property
-    def is_accepted(self) -> bool:
-        """Success or a warning: the peer has the object."""
-        return self.status == 0x0000 or self.status in _WARNINGS
-
-    @property
-    def meaning(self) -> str:
-        """What the standard says of the status, and the elements that the peer names; '' for success."""
-        if self.status == 0x0000:
-            return ""
-        _, text = STORAGE_SERVICE_CLASS_STATUS.get(self.status, ("", ""))
-        text = text or ("warning" if self.status in _WARNINGS else "failure")
-        return f"{text}: {', '.join(self.elements)}" if self.elements else text
-
-    def error(self, what: str, peer: object) -> DeliveryError:
-        """Make the error for a failure status; the peer is named by its text."""
-        said = f"{peer} answered {self.status:04X} ({self.meaning}) to {what}"
-        if self.status in _FOR_GOOD:
-            return RejectedError(f"{said}: look up the reason in its log, correct it, then retry.")
-        if 0xC000 <= self.status <= 0xCFFF:  # cannot understand
-            return NotKeptError(f"{said}: look up the reason in its log.")
-        return UnreachableError(f"{said}: another attempt may succeed; look into its log if this goes on.")
 
 
 class DimseDestination:
@@ -173,6 +75,11 @@ class DimseDestination:
         """Whether a result is sent only once the images are there of which it was made."""
         return self._peer.settings.wait_for_source
 
+    @property
+    def checks_patient(self) -> bool:
+        """Whether it is asked, before anything of a delivery is sent, whose the study is there."""
+        return self._peer.settings.check_patient
+
     def reach(self) -> None:
         """Ask by C-ECHO whether the destination is there; one that admits us, and be it to refuse the echo, is.
 
@@ -196,7 +103,17 @@ class DimseDestination:
             RejectedError: the destination offers no C-FIND in the Study Root, or refuses the query.
         """
         with self._finding("What was accepted cannot be looked for") as finder:
-            return {outgoing.sop_instance_uid: finder.whereabouts(Place.of(outgoing)) for outgoing in objects}
+            return finder.whereabouts([Place.of(outgoing) for outgoing in objects])
+
+    def patients(self, study_instance_uid: str) -> list[Identity]:
+        """Say by C-FIND whose a study is shown to be: each patient under whom it is shown, once.
+
+        Raises:
+            UnreachableError: no connection, it broke, or the destination cannot answer for now.
+            RejectedError: the destination offers no C-FIND in the Study Root, or refuses the query.
+        """
+        with self._finding("Whose the study is there cannot be asked (check_patient)") as finder:
+            return finder.patients(study_instance_uid)
 
     def lacking(self, series: Sequence[tuple[str, str, int]]) -> list[str]:
         """Give the UIDs of the series (study, series, number of images) of which C-FIND shows less.
@@ -208,21 +125,25 @@ class DimseDestination:
         with self._finding("The images behind the result cannot be looked for") as finder:
             return [uid for study, uid, images in series if finder.lacks(study, uid, images)]
 
-    def request_commitment(self, objects: Sequence[Outgoing], transaction_uid: str, reported: Reported) -> None:
-        """Ask for storage commitment (PS3.4 J.3.2), and listen for a while whether the report comes at once.
+    def request_commitment(
+        self, objects: Sequence[Outgoing], transaction_uid: str, reported: Reported, *, listens: bool = True
+    ) -> None:
+        """Ask for storage commitment (PS3.4 J.3.2), and listen for a while where the report may come at once.
 
         Raises:
             UnreachableError: no connection, it broke, or the destination cannot be asked for now.
             RejectedError: the destination offers no Storage Commitment, or refuses the request.
         """
         with self._called():
-            commitment.request(self._peer, objects, transaction_uid, reported)
+            commitment.request(self._peer, objects, transaction_uid, reported, listens=listens)
 
     def send(self, objects: Sequence[Outgoing], accepted: Accepted) -> None:
-        """Send objects in the order given over one association, each in its own transfer syntax, byte for byte.
+        """Send objects in the order given, over as few associations as 128 presentation contexts allow.
 
-        Nothing is sent unless the destination has accepted a presentation context for every one. What it says to have
-        already (0111) is looked for by C-FIND; what comes after goes over a further association.
+        Each goes in its own transfer syntax, byte for byte; in an uncompressed one where the destination does not take
+        its own. Nothing goes over an association unless the destination has accepted a presentation context for all
+        that is to. What it says to have already (0111) is looked for by C-FIND; what comes after goes over a further
+        association.
 
         Raises:
             NoAssociationError: no association could be had for now.
@@ -238,7 +159,7 @@ class DimseDestination:
 
         while left:
             with self._called():
-                duplicate = self._send(list(left), took)
+                duplicate = self._send(next(batches(left)), took)
             if duplicate is not None:
                 took(left[0], _DUPLICATE, self._looked_for(left[0], duplicate))
 
@@ -269,20 +190,19 @@ class DimseDestination:
         """
         said = duplicate.error(f"SOP Instance {outgoing.sop_instance_uid}", self._peer)
         with self._finding(f"{said} C-FIND cannot tell whether it is there") as finder:
-            where = finder.whereabouts(Place.of(outgoing))
+            where = finder.whereabouts([Place.of(outgoing)])[outgoing.sop_instance_uid]
         if where is None:
             raise NotKeptError(f"{said} C-FIND does not show it there.")
         return f"{duplicate.meaning}; C-FIND shows it there{', ' if where else ''}{where}"
 
     def _send(self, objects: Sequence[Outgoing], accepted: Accepted) -> Answer | None:
         """Send over one association; gives the answer to the first object that is said to be there already."""
-        wanted = list(dict.fromkeys((o.sop_class_uid, o.transfer_syntax_uid) for o in objects))
-        with associate(self._peer, wanted) as link:
-            for sop_class_uid, transfer_syntax_uid in wanted:
-                link.require(sop_class_uid, transfer_syntax_uid)
+        with associate(self._peer, contexts_of(objects)) as link:
+            for sop_class_uid, transfer_syntax_uid in {(o.sop_class_uid, o.transfer_syntax_uid): 0 for o in objects}:
+                link.taken_in(sop_class_uid, transfer_syntax_uid)
             for outgoing in objects:
                 answer = link.store(outgoing)
-                if answer.status == _DUPLICATE:
+                if answer.is_duplicate:
                     return answer
                 if not answer.is_accepted:
                     raise answer.error(f"SOP Instance {outgoing.sop_instance_uid}", self._peer)
@@ -309,119 +229,3 @@ def echo(settings: DicomDestination, *, calling_ae: str, timeout: float, tls: Tl
     if not answer.is_accepted:
         raise answer.error("C-ECHO", peer)
     return seconds
-
-
-class StorageLink(Link):
-    """An association on which objects are sent."""
-
-    _stored = 0
-
-    def require(self, sop_class_uid: str, transfer_syntax_uid: str) -> None:
-        """Make sure that objects of this kind can be sent.
-
-        Raises:
-            RejectedError: the peer accepted no presentation context for it.
-        """
-        accepted = {(str(c.abstract_syntax), str(c.transfer_syntax[0])) for c in self.assoc.accepted_contexts}
-        if (sop_class_uid, transfer_syntax_uid) not in accepted:
-            raise RejectedError(
-                f"{self.peer} does not take {UID(sop_class_uid).name} in {UID(transfer_syntax_uid).name}:"
-                " allow this SOP class and transfer syntax there, then retry."
-            )
-
-    def store(self, outgoing: Outgoing) -> Answer:
-        """Send an object's data set as it is; its context has to be there, see `require`.
-
-        Raises:
-            UnreachableError: the association broke, or nothing moved for the time-out.
-        """
-        kind = (outgoing.sop_class_uid, outgoing.transfer_syntax_uid)
-        data_set = memoryview(outgoing.data)[_offset(io.BytesIO(outgoing.data)) :]
-        return self._store(kind, outgoing.sop_instance_uid, data_set)
-
-    def store_file(self, path: Path, kind: tuple[str, str], sop_instance_uid: str) -> Answer:
-        """Send a DICOM file's data set as it is, from where it lies.
-
-        Args:
-            path: the file.
-            kind: its SOP class and transfer syntax.
-            sop_instance_uid: its SOP Instance UID.
-
-        Raises:
-            UnreachableError: the association broke, or nothing moved for the time-out.
-        """
-        with path.open("rb") as file:
-            offset = _offset(file)
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return self._store(kind, sop_instance_uid, memoryview(mapped)[offset:])
-
-    def _store(self, kind: tuple[str, str], sop_instance_uid: str, data_set: memoryview) -> Answer:
-        (context_id, *_) = (
-            c.context_id or 0
-            for c in self.assoc.accepted_contexts
-            if (str(c.abstract_syntax), str(c.transfer_syntax[0])) == kind
-        )
-        self._stored += 1
-        message_id = (self._stored - 1) % 0xFFFF + 1
-        with self.talk():
-            try:
-                response = stream.store(
-                    self.assoc, context_id, message_id, (kind[0], sop_instance_uid), data_set, self.watch.moved
-                )
-            except stream.BrokenError as error:
-                raise self.broken() from error
-        answer = Answer.read(response)
-        if answer is None:
-            raise self.broken()
-        return answer
-
-    def echo(self) -> Answer:
-        """Send C-ECHO.
-
-        Raises:
-            UnreachableError: the association broke, or nothing moved for the time-out.
-        """
-        with self.talk():
-            response = self.assoc.send_c_echo()
-        if "Status" not in response:
-            raise self.broken()
-        return Answer.of(response)
-
-
-@contextlib.contextmanager
-def associate(peer: Peer, wanted: Sequence[tuple[str, str]]) -> Iterator[StorageLink]:
-    """Hold an association; it is released at the end, aborted if an error that is not the peer's ends it.
-
-    Args:
-        peer: with whom.
-        wanted: SOP class and transfer syntax of each presentation context, at most `MAX_CONTEXTS`.
-
-    Raises:
-        ConfigurationError: a file of `[tls]` is missing or wrong.
-        UnreachableError: no connection, no answer, or refused for now.
-        RejectedError: refused for good.
-    """
-    failure: DeliveryError | None = None
-    contexts = [build_context(sop_class, syntax) for sop_class, syntax in wanted]
-    with requested(peer, contexts, connect_timeout=peer.timeout) as link:
-        try:
-            yield StorageLink(link.peer, link.assoc, link.watch)
-        except DeliveryError as error:  # the peer's answer to one object, to which nothing is owed any more
-            failure = error
-    if failure is not None:
-        raise failure
-
-
-def _named(tag: BaseTag) -> str:
-    return keyword_for_tag(tag) or str(tag)
-
-
-def _offset(file: BinaryIO) -> int:
-    """Find where the data set of a DICOM file begins (PS3.10 7.1)."""
-    head = file.read(144)
-    if head[128:140] == _BEGINNING:
-        return 144 + int.from_bytes(head[140:144], "little")
-    file.seek(0)  # what others write without a group length
-    read_preamble(file, force=False)
-    read_dataset(file, is_implicit_VR=False, is_little_endian=True, stop_when=lambda tag, _, __: tag.group != 0x0002)
-    return file.tell()

@@ -83,8 +83,10 @@ def take_report(sop_instance_uid: str, event_type: int, ds: Dataset, reported: R
     return SUCCESS if reported(report) else PROCESSING_FAILURE
 
 
-def request(peer: Peer, objects: Sequence[Outgoing], transaction_uid: str, reported: Reported) -> None:
-    """Ask for commitment, and listen on the association for a while.
+def request(
+    peer: Peer, objects: Sequence[Outgoing], transaction_uid: str, reported: Reported, *, listens: bool
+) -> None:
+    """Ask for commitment, and listen on the association for a while if told to.
 
     Raises:
         ConfigurationError: a file of `[tls]` is missing or wrong.
@@ -111,7 +113,7 @@ def request(peer: Peer, objects: Sequence[Outgoing], transaction_uid: str, repor
                 )
             if "Status" not in answer:
                 raise link.broken()
-            end = time.monotonic() + _LISTEN_SECONDS
+            end = time.monotonic() + (_LISTEN_SECONDS if listens else 0.0)
             while answer.Status == SUCCESS and link.assoc.is_established and time.monotonic() < end:
                 if answered.wait(_LOOK_SECONDS):
                     time.sleep(_LOOK_SECONDS)  # the library says so just before it sends the answer

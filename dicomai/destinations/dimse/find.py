@@ -1,30 +1,26 @@
 """C-FIND SCU (Study Root, PS3.4 Annex C): what a Storage SCP shows of the objects that it was sent."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 
 import pydicom
-from pydicom.config import IGNORE
-from pydicom.datadict import dictionary_VR
-from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
-from pydicom.tag import Tag
 from pynetdicom import build_context
-from pynetdicom.status import QR_FIND_SERVICE_CLASS_STATUS
 
 from dicomai.destinations.base import Outgoing
 from dicomai.destinations.dimse.association import Link, Peer, requested
+from dicomai.destinations.dimse.query import FIND, ask, refusal
 from dicomai.errors import DeliveryError, RejectedError, UnreachableError
-from dicomai.study import UNREADABLE
+from dicomai.study import IDENTITY, UNREADABLE, Identity
 
-FIND = "1.2.840.10008.5.1.4.1.2.2.1"
-"""Study Root Query/Retrieve Information Model - FIND."""
+FEWEST_LISTED = 4
+"""From how many objects of a series on the peer is asked for a list of it, which is as long as the series."""
 
-_MOST_ANSWERS = 10_000  # a peer that passes over the key of the instance gives the whole series; none goes on for ever
+_MOST_LISTED = 10_000  # instances of a series in one list; what is beyond them is asked for one by one
+_MOST_ANSWERS = 20_000  # a peer that passes over a key gives more than was asked for; none goes on for ever
 _MOST_STRAY_ANSWERS = 100  # where all that is asked for is one instance
-_PENDING = frozenset({0xFF00, 0xFF01})
 _FOR_GOOD = frozenset({0x0122, 0x0124, 0x0211, *range(0xA900, 0xAA00)})
 _KEYWORDS = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 
@@ -48,8 +44,14 @@ class Place:
     @classmethod
     def of(cls, outgoing: Outgoing) -> "Place":
         """Read it from an object."""
-        ds = pydicom.dcmread(BytesIO(outgoing.data), specific_tags=list(_KEYWORDS), stop_before_pixels=True)
+        with outgoing.open() as file:
+            ds = pydicom.dcmread(file, specific_tags=list(_KEYWORDS), stop_before_pixels=True)
         return cls(*(_text(ds, keyword) for keyword in _KEYWORDS))
+
+    @property
+    def series(self) -> tuple[str, str]:
+        """The UIDs of study and series."""
+        return self.study_instance_uid, self.series_instance_uid
 
     @property
     def keys(self) -> dict[str, str]:
@@ -69,24 +71,33 @@ class Finder:
         self._link = link
         self._known: dict[str, set[str]] = {}
 
-    def whereabouts(self, place: Place) -> str | None:
-        """Say how an object is filed: '' as it was sent, a few words where otherwise, None where it is not shown.
+    def whereabouts(self, places: Sequence[Place]) -> dict[str, str | None]:
+        """Say how objects are filed, by SOP Instance UID: '' as they were sent, a few words where otherwise, or None.
 
-        Where it is not found by its UIDs of study, series and instance, it is asked for by the last alone. That is
-        relational, and who cannot do it does not show the object.
+        None stands for what is not shown. Many of one series are looked up in one list of it. What is not found by its
+        UIDs of study, series and instance is asked for by the last alone. That is relational, and who cannot do it does
+        not show the object.
 
         Raises:
             UnreachableError: the association broke, or the peer cannot answer for now.
             RejectedError: the peer refuses the query.
         """
-        if self._find("IMAGE", place.keys):
-            others = self._patients(place.study_instance_uid) - {"", place.patient_id}
-            return "filed under another PatientID" if others else ""
-        found = self._find("IMAGE", {"SOPInstanceUID": place.sop_instance_uid}, "StudyInstanceUID", relational=True)
-        if not found:
-            return None
-        others = {_text(ds, "StudyInstanceUID") for ds in found} - {"", place.study_instance_uid}
-        return f"filed under another {'StudyInstanceUID' if others else 'SeriesInstanceUID'}"
+        listed = {
+            series: self._listed(*series)
+            for series, count in Counter(place.series for place in places).items()
+            if count >= FEWEST_LISTED
+        }
+        return {p.sop_instance_uid: self._whereabouts(p, listed.get(p.series, frozenset())) for p in places}
+
+    def patients(self, study_instance_uid: str) -> list[Identity]:
+        """Say whose a study is shown to be: each patient under whom it is shown, once.
+
+        Raises:
+            UnreachableError: the association broke, or the peer cannot answer for now.
+            RejectedError: the peer refuses the query.
+        """
+        found = self._find("STUDY", {"StudyInstanceUID": study_instance_uid}, *IDENTITY)
+        return list(dict.fromkeys(map(Identity.shown, found)))
 
     def lacks(self, study_instance_uid: str, series_instance_uid: str, images: int) -> bool:
         """Tell whether a series is not shown, or with fewer instances than that, where the peer counts them.
@@ -100,6 +111,32 @@ class Finder:
         counts = [_text(ds, "NumberOfSeriesRelatedInstances") for ds in found]
         return not found or all(count.isdecimal() and int(count) < images for count in counts)
 
+    def _whereabouts(self, place: Place, listed: frozenset[str]) -> str | None:
+        if place.sop_instance_uid in listed or self._find("IMAGE", place.keys):
+            others = self._patients(place.study_instance_uid) - {"", place.patient_id}
+            return "filed under another PatientID" if others else ""
+        found = self._find("IMAGE", {"SOPInstanceUID": place.sop_instance_uid}, "StudyInstanceUID", relational=True)
+        if not found:
+            return None
+        others = {_text(ds, "StudyInstanceUID") for ds in found} - {"", place.study_instance_uid}
+        return f"filed under another {'StudyInstanceUID' if others else 'SeriesInstanceUID'}"
+
+    def _listed(self, study_instance_uid: str, series_instance_uid: str) -> frozenset[str]:
+        """List the instances of a series, as far as the peer does: what is not in the list may be there all the same.
+
+        Some give so many answers and no more, some do not answer such a query, some pass over keys. So an answer counts
+        only if it bears both UIDs that were asked for.
+        """
+        keys = {"StudyInstanceUID": study_instance_uid, "SeriesInstanceUID": series_instance_uid}
+        found = set[str]()
+
+        def take(answer: Dataset | None) -> None:
+            if answer is not None and all(_text(answer, keyword) == uid for keyword, uid in keys.items()):
+                found.add(_text(answer, "SOPInstanceUID"))
+
+        self._ask("IMAGE", {**keys, "SOPInstanceUID": ""}, take, enough=_MOST_LISTED)
+        return frozenset(found)
+
     def _patients(self, study_instance_uid: str) -> set[str]:
         if study_instance_uid not in self._known:
             found = self._find("STUDY", {"StudyInstanceUID": study_instance_uid}, "PatientID")
@@ -112,26 +149,39 @@ class Finder:
         A relational query is one that a peer need not understand (PS3.4 C.4.1.3.2): one that it refuses, or to which it
         gives all that it has, has no answer.
         """
-        link, taken, answers = self._link, list[Dataset](), 0
-        asked = identifier(level, {**keys, **dict.fromkeys(wanted, "")})
-        with link.talk():
-            for status, answer in link.assoc.send_c_find(asked, FIND):
-                code = status.get("Status")
-                if code is None:
-                    raise link.broken()
-                if code not in _PENDING:
-                    if code != 0x0000 and not relational:
-                        raise _refusal(link.peer, level, code)
-                    break
-                answers += 1
-                if relational and answers == _MOST_STRAY_ANSWERS:  # it passes over the key: that may be all it has
-                    link.assoc.send_c_cancel(1, query_model=FIND)
-                if answers > _MOST_ANSWERS:
-                    error = UnreachableError if relational else RejectedError
-                    raise error(f"{link.peer} has over {_MOST_ANSWERS} answers for one object: see its log.")
-                if answer is not None and _fits(answer, keys, _KEY_OF[level]):
-                    taken.append(answer)
+        taken = list[Dataset]()
+
+        def take(answer: Dataset | None) -> None:
+            if answer is not None and _fits(answer, keys, _KEY_OF[level]):
+                taken.append(answer)
+
+        enough = _MOST_STRAY_ANSWERS if relational else None  # it passes over the key: that may be all it has
+        status, answers = self._ask(level, {**keys, **dict.fromkeys(wanted, "")}, take, enough)
+        if status != 0x0000 and not relational:
+            raise _refused(self._link.peer, level, status)
         return [] if relational and answers >= _MOST_STRAY_ANSWERS else taken
+
+    def _ask(
+        self, level: str, keys: Mapping[str, str], take: Callable[[Dataset | None], None], enough: int | None
+    ) -> tuple[int, int]:
+        """Ask; gives the status that ends the answers, and how many there were.
+
+        Raises:
+            UnreachableError: the association broke, or the peer goes on though it was asked to end.
+            RejectedError: the peer goes on and on.
+        """
+        answers = 0
+
+        def count(answer: Dataset | None) -> None:
+            nonlocal answers
+            answers += 1
+            if answers > _MOST_ANSWERS:
+                error = RejectedError if enough is None else UnreachableError
+                raise error(f"{self._link.peer} has over {_MOST_ANSWERS} answers to one query: see its log.")
+            take(answer)
+
+        status = ask(self._link, level, keys, count, enough)
+        return status, answers
 
 
 @contextlib.contextmanager
@@ -156,19 +206,8 @@ def _fits(answer: Dataset, keys: Mapping[str, str], own: str) -> bool:
     return found[own] == keys[own] and all(found[keyword] in {"", value} for keyword, value in keys.items())
 
 
-def identifier(level: str, keys: Mapping[str, str]) -> Dataset:
-    """Make the identifier of a query or a retrieval (PS3.4 C.4.1.1.3, C.4.2.1.4)."""
-    ds = Dataset()
-    for keyword, value in {"QueryRetrieveLevel": level, **keys}.items():
-        tag = Tag(keyword)
-        # Scanners make UIDs that break PS3.5 9.1, and archives and results hold them.
-        ds.add(DataElement(tag, dictionary_VR(tag), value, validation_mode=IGNORE))
-    return ds
-
-
-def _refusal(peer: Peer, level: str, status: int) -> DeliveryError:
-    _, meaning = QR_FIND_SERVICE_CLASS_STATUS.get(status, ("", ""))
-    said = f"{peer} answered {status:04X} ({meaning or 'failure'}) to a query at the level {level}"
+def _refused(peer: Peer, level: str, status: int) -> DeliveryError:
+    said = refusal(peer, level, status)
     if status in _FOR_GOOD:
         return RejectedError(f"{said}: look up the reason in its log, correct it, then retry.")
     return UnreachableError(f"{said}: another attempt may succeed; look into its log if this goes on.")

@@ -6,8 +6,8 @@ from pynetdicom import build_context
 from pynetdicom.presentation import PresentationContext
 
 from dicomai.config import DicomDestination, TlsSettings
-from dicomai.destinations.dimse import MAX_CONTEXTS
 from dicomai.destinations.dimse.association import Peer, requested
+from dicomai.destinations.dimse.storage import MAX_CONTEXTS
 
 IMPLICIT, EXPLICIT, RLE = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.5"
 _UNCOMPRESSED = (EXPLICIT, IMPLICIT)
