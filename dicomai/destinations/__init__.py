@@ -1,9 +1,16 @@
-"""Where results go: C-STORE SCU, STOW-RS, folder and SFTP. A transport is chosen by `type`, never by trial."""
+"""Where results go: C-STORE SCU, STOW-RS, folder, SFTP and S3. A transport is chosen by `type`, never by trial."""
 
 from typing import TYPE_CHECKING, assert_never
 
 from dicomai import config
-from dicomai.config import DicomDestination, DicomwebDestination, FolderDestination, SftpDestination, TlsSettings
+from dicomai.config import (
+    DicomDestination,
+    DicomwebDestination,
+    FolderDestination,
+    S3Destination,
+    SftpDestination,
+    TlsSettings,
+)
 from dicomai.destinations.base import Accepted, Asked, Destination, Outgoing
 from dicomai.destinations.dicomweb import Dicomweb
 from dicomai.destinations.dimse import DimseDestination, echo
@@ -12,6 +19,7 @@ from dicomai.destinations.folder import Folder
 from dicomai.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from dicomai.destinations.s3 import S3
     from dicomai.destinations.sftp import Sftp
 
 __all__ = [
@@ -52,6 +60,8 @@ def open_destination(
             return Dicomweb(entry, timeout=timeout, tls=tls)
         case FolderDestination():
             return Folder(entry)
+        case S3Destination():
+            return _s3(entry, timeout, tls)
         case SftpDestination():
             return _sftp(entry, timeout)
         case _:
@@ -59,7 +69,7 @@ def open_destination(
 
 
 def ask(entry: config.Destination, *, calling_ae: str, timeout: float, tls: TlsSettings | None = None) -> Asked:
-    """Verify a destination: an AE by C-ECHO, an origin server by a search that finds nothing, SFTP by a login.
+    """Verify a destination: an AE by C-ECHO, an origin server by a search, SFTP by a login, a bucket by a list.
 
     Args:
         entry: of the configuration.
@@ -77,6 +87,8 @@ def ask(entry: config.Destination, *, calling_ae: str, timeout: float, tls: TlsS
             return Asked(echo(entry, calling_ae=calling_ae, timeout=timeout, tls=tls))
         case DicomwebDestination():
             return Dicomweb(entry, timeout=timeout, tls=tls).ask()
+        case S3Destination():
+            return _s3(entry, timeout, tls).ask()
         case SftpDestination():
             return Asked(_sftp(entry, timeout).ask())
         case FolderDestination():
@@ -85,12 +97,24 @@ def ask(entry: config.Destination, *, calling_ae: str, timeout: float, tls: TlsS
             assert_never(entry)
 
 
+def _s3(entry: S3Destination, timeout: float, tls: TlsSettings | None) -> "S3":
+    try:
+        from dicomai.destinations.s3 import S3  # noqa: PLC0415  botocore is an extra
+    except ModuleNotFoundError as error:
+        raise _not_installed(entry, error) from error
+    return S3(entry, timeout=timeout, tls=tls)
+
+
 def _sftp(entry: SftpDestination, timeout: float) -> "Sftp":
     try:
         from dicomai.destinations.sftp import Sftp  # noqa: PLC0415  paramiko is an extra
     except ModuleNotFoundError as error:
-        raise ConfigurationError(
-            f"Destination '{entry.name}' is of type sftp, for which {error.name} is not installed: pip install"
-            " 'dicomai[sftp]'."
-        ) from error
+        raise _not_installed(entry, error) from error
     return Sftp(entry, timeout=timeout)
+
+
+def _not_installed(entry: S3Destination | SftpDestination, error: ModuleNotFoundError) -> ConfigurationError:
+    return ConfigurationError(
+        f"Destination '{entry.name}' is of type {entry.type}, for which {error.name} is not installed: pip install"
+        f" 'dicomai[{entry.type}]'."
+    )

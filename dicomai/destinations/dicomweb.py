@@ -1,9 +1,12 @@
 """STOW-RS and QIDO-RS as user agent (PS3.18 10.5 and 10.6): objects to an origin server, byte for byte."""
 
+import base64
 import contextlib
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 from urllib.parse import urlencode
 
@@ -11,17 +14,24 @@ from pydicom.uid import UID
 
 from dicomai.config import DicomwebDestination, TlsSettings
 from dicomai.destinations.base import Accepted, Asked, Outgoing
-from dicomai.destinations.dimse import Answer
-from dicomai.destinations.dimse.find import Place
+from dicomai.destinations.dimse.find import FEWEST_LISTED, Place
+from dicomai.destinations.dimse.storage import Answer
+from dicomai.destinations.filing import blocks, size
 from dicomai.destinations.web import Reply, Server
 from dicomai.errors import DeliveryError, NotAdmittedError, NotKeptError, RejectedError
+from dicomai.study import IDENTITY, Identity
 
 _TAGS = {
+    "PatientName": "00100010",
     "PatientID": "00100020",
+    "IssuerOfPatientID": "00100021",
+    "PatientBirthDate": "00100030",
     "StudyInstanceUID": "0020000D",
     "SeriesInstanceUID": "0020000E",
     "SOPInstanceUID": "00080018",
 }
+_PAGE = 500
+_MOST_LISTED = 10_000  # instances of a series; what is beyond them is asked for one by one
 _OFFERS_NONE = frozenset({404, 405, 501})  # to a search: the server has none, or not at this URL
 _REFERENCED_INSTANCE = "00081155"
 _FAILED, _FAILURE_REASON = "00081198", "00081197"
@@ -31,6 +41,13 @@ _STORED, _WARNING_REASON = "00081199", "00081196"
 _DUPLICATE = 0x0111
 _SYNTAX_NOT_TAKEN = 0xC122  # PS3.18 Annex I.2.2; beside it the statuses of C-STORE
 _NOBODYS_STUDY = "2.25.0"
+
+_REMEDIES = {
+    401: "check token, or user and password, of the [[destination]]",
+    403: "allow this node to store and to search there",
+    406: "have it answer in application/dicom+json",
+    415: "have it take DICOM files in this transfer syntax",
+}
 
 
 class Dicomweb:
@@ -48,7 +65,9 @@ class Dicomweb:
             ConfigurationError: a file of `[tls]` is missing or wrong.
         """
         self._settings = settings
-        self._server = Server(settings, timeout, tls or TlsSettings())
+        self._server = Server(
+            settings.name, settings.url, timeout, tls or TlsSettings(), headers=_headers(settings), remedies=_REMEDIES
+        )
 
     @property
     def name(self) -> str:
@@ -86,8 +105,8 @@ class Dicomweb:
     def ask(self) -> Asked:
         """Search for a study that there cannot be, so that nothing of a patient comes.
 
-        A server that offers no search may be in order unless the configuration has it asked by QIDO-RS; or else the URL
-        is wrong, which nobody but a person can tell.
+        A server that offers no search may be in order unless the configuration has it searched; or else the URL is
+        wrong, which nobody but a person can tell.
 
         Raises:
             UnreachableError: it is not there.
@@ -98,7 +117,7 @@ class Dicomweb:
         seconds = time.monotonic() - start
         if reply.is_success:
             return Asked(seconds)
-        if self._is_asked or reply.status not in {400, *_OFFERS_NONE}:
+        if self._is_asked or self.checks_patient or reply.status not in {400, *_OFFERS_NONE}:
             raise self._server.refused(reply, "a search")
         return Asked(seconds, f"{reply.status} to a search, which is in order if it offers none; else check url.")
 
@@ -111,12 +130,38 @@ class Dicomweb:
             RejectedError: the server offers no such search, or refuses it.
         """
         patients: dict[str, set[str]] = {}
+        places = [Place.of(outgoing) for outgoing in objects]
+        many = [uids for uids, count in Counter(p.series for p in places).items() if count >= FEWEST_LISTED]
         try:
-            return {o.sop_instance_uid: self._whereabouts(Place.of(o), patients) for o in objects}
+            listed = {uids: self._listed(*uids) for uids in many}
+            return {
+                p.sop_instance_uid: self._whereabouts(p, patients, listed.get(p.series, frozenset())) for p in places
+            }
         except NotAdmittedError:  # until a person corrects that; what was accepted is there all the same
             raise
         except RejectedError as error:
             raise RejectedError(f"What was accepted cannot be looked for: {error}") from error
+
+    @property
+    def checks_patient(self) -> bool:
+        """Whether it is asked, before anything of a delivery is sent, whose the study is there."""
+        return self._settings.check_patient
+
+    def patients(self, study_instance_uid: str) -> list[Identity]:
+        """Say by QIDO-RS whose a study is shown to be: each patient under whom it is shown, once.
+
+        Raises:
+            UnreachableError: no connection, it broke, or the server cannot answer for now.
+            NotAdmittedError: the server does not let us search.
+            RejectedError: the server offers no such search, or refuses it.
+        """
+        try:
+            found = self._search("studies", {"StudyInstanceUID": study_instance_uid}, *IDENTITY)
+        except NotAdmittedError:
+            raise
+        except RejectedError as error:
+            raise RejectedError(f"Whose the study is there cannot be asked (check_patient): {error}") from error
+        return list(dict.fromkeys(map(_identity, found)))
 
     def send(self, objects: Sequence[Outgoing], accepted: Accepted) -> None:
         """Store objects in the order given, each by a request of its own, byte for byte.
@@ -149,16 +194,14 @@ class Dicomweb:
 
     def _post(self, outgoing: Outgoing) -> Reply:
         boundary = uuid.uuid4().hex
-        body = (
-            f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode(),
-            outgoing.data,
-            f"\r\n--{boundary}--\r\n".encode(),
-        )
-        headers = {
-            "Content-Type": f'multipart/related; type="application/dicom"; boundary={boundary}',
-            "Content-Length": str(sum(map(len, body))),
-        }
-        return self._server.call("POST", "/studies", body, headers)
+        head = f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
+        end = f"\r\n--{boundary}--\r\n".encode()
+        with outgoing.open() as file:
+            headers = {
+                "Content-Type": f'multipart/related; type="application/dicom"; boundary={boundary}',
+                "Content-Length": str(len(head) + size(file) + len(end)),
+            }
+            return self._server.call("POST", "/studies", chain((head,), blocks(file), (end,)), headers)
 
     def _failed(self, outgoing: Outgoing, reason: int | None) -> tuple[int, str]:
         """Raise what a Failure Reason means, but for a duplicate that is shown to be there."""
@@ -170,8 +213,8 @@ class Dicomweb:
                 f"{self._server} does not take {UID(outgoing.sop_class_uid).name} in"
                 f" {UID(outgoing.transfer_syntax_uid).name}: allow this transfer syntax there, then retry."
             )
-        answer = Answer(reason)
-        if reason == _DUPLICATE:
+        answer = Answer(reason).to(outgoing)
+        if answer.is_duplicate:
             shown = self._looked_for(outgoing, answer.error(what, self._server))
             return _DUPLICATE, f"{answer.meaning}; {shown}"
         raise answer.error(what, self._server)
@@ -195,7 +238,7 @@ class Dicomweb:
             UnreachableError: the server cannot answer for now.
         """
         try:
-            where = self._whereabouts(Place.of(outgoing), {})
+            where = self._whereabouts(Place.of(outgoing), {}, frozenset())
         except NotAdmittedError:
             raise
         except RejectedError as error:
@@ -204,15 +247,16 @@ class Dicomweb:
             raise NotKeptError(f"{said} QIDO-RS does not show it there.")
         return f"QIDO-RS shows it there{', ' if where else ''}{where}"
 
-    def _whereabouts(self, place: Place, patients: dict[str, set[str]]) -> str | None:
+    def _whereabouts(self, place: Place, patients: dict[str, set[str]], listed: frozenset[str]) -> str | None:
         """Say how an object is filed, as `Finder.whereabouts` does over DIMSE.
 
         Args:
             place: where it belongs.
             patients: Patient IDs by study that are known already; more are added.
+            listed: SOP Instance UIDs that a list of its series has.
         """
         study = place.study_instance_uid
-        if self._search("instances", place.keys):
+        if place.sop_instance_uid in listed or self._search("instances", place.keys):
             if study not in patients:
                 found = self._search("studies", {"StudyInstanceUID": study})
                 patients[study] = {value for match in found for value in _texts(match, "PatientID")}
@@ -228,9 +272,40 @@ class Dicomweb:
         others = {value for match in found for value in _texts(match, "StudyInstanceUID")} - {study}
         return f"filed under another {'StudyInstanceUID' if others else 'SeriesInstanceUID'}"
 
-    def _search(self, level: str, keys: Mapping[str, str]) -> list[object]:
+    def _listed(self, study_instance_uid: str, series_instance_uid: str) -> frozenset[str]:
+        """List the instances of a series, a page at a time: what is not in the list may be there all the same.
+
+        A server that passes over `offset` gives the same page twice, which ends it, as does one that has no such list.
+        """
+        keys = {"StudyInstanceUID": study_instance_uid, "SeriesInstanceUID": series_instance_uid}
+        uids = [study_instance_uid], [series_instance_uid]
+        found = set[str]()
+        while True:
+            try:
+                page = self._matches("instances", {**keys, "limit": str(_PAGE), "offset": str(len(found))})
+            except NotAdmittedError:
+                raise
+            except RejectedError:
+                return frozenset(found)
+            before = len(found)
+            for match in page:
+                if (_texts(match, "StudyInstanceUID"), _texts(match, "SeriesInstanceUID")) == uids:
+                    found.update(_texts(match, "SOPInstanceUID"))
+            if len(found) == before or len(page) < _PAGE or len(found) > _MOST_LISTED:
+                return frozenset(found)
+
+    def _search(self, level: str, keys: Mapping[str, str], *wanted: str) -> list[object]:
         """Search at a level, and give the matches that are what was asked for: some servers pass over keys."""
-        reply = self._server.call("GET", f"/{level}?{urlencode(keys)}")
+        found = self._matches(level, {**keys, **({"includefield": ",".join(wanted)} if wanted else {})})
+        own = "StudyInstanceUID" if level == "studies" else "SOPInstanceUID"
+        return [
+            match
+            for match in found
+            if _texts(match, own) == [keys[own]] and all(_texts(match, k) in ([keys[k]], []) for k in keys)
+        ]
+
+    def _matches(self, level: str, parameters: Mapping[str, str]) -> list[object]:
+        reply = self._server.call("GET", f"/{level}?{urlencode(parameters)}")
         if reply.status == 204:
             return []
         if reply.status in _OFFERS_NONE:
@@ -242,12 +317,28 @@ class Dicomweb:
             raise RejectedError(
                 f"{self._server} answered a search with what is no list in JSON: check url, then retry."
             )
-        own = "StudyInstanceUID" if level == "studies" else "SOPInstanceUID"
-        return [
-            match
-            for match in found
-            if _texts(match, own) == [keys[own]] and all(_texts(match, k) in ([keys[k]], []) for k in keys)
-        ]
+        return found
+
+
+def _headers(settings: DicomwebDestination) -> dict[str, str]:
+    headers = {"Accept": "application/dicom+json"}
+    token, user = settings.token.get_secret_value(), settings.user
+    if token:
+        headers["Authorization"] = f"Bearer {token}"
+    elif user:
+        pair = f"{user}:{settings.password.get_secret_value()}"
+        headers["Authorization"] = f"Basic {base64.b64encode(pair.encode()).decode('ascii')}"
+    return headers
+
+
+def _identity(match: object) -> Identity:
+    patient_id, issuer, birth_date = (
+        next(iter(_texts(match, keyword)), "") for keyword in ("PatientID", "IssuerOfPatientID", "PatientBirthDate")
+    )
+    name = next(iter(_values(match, _TAGS["PatientName"])), "")
+    if isinstance(name, dict):  # PS3.18 F.2.2
+        name = "=".join(str(name.get(group) or "") for group in ("Alphabetic", "Ideographic", "Phonetic"))
+    return Identity(patient_id, issuer, str(name or ""), birth_date)
 
 
 def _texts(match: object, keyword: str) -> list[str]:

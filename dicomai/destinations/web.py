@@ -1,6 +1,5 @@
-"""One HTTP request and its answer, to an origin server of DICOMweb: nothing is followed, retried or hidden."""
+"""One HTTP request and its answer, to a server of DICOMweb or of S3: nothing is followed, retried or hidden."""
 
-import base64
 import contextlib
 import http.client
 import json
@@ -8,13 +7,13 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 from dicomai import IMPLEMENTATION_VERSION_NAME
-from dicomai.config import DicomwebDestination, TlsSettings
+from dicomai.config import TlsSettings
 from dicomai.errors import (
     ConfigurationError,
     DeliveryError,
@@ -35,15 +34,11 @@ _OUTSIDE = frozenset({*range(300, 400), 401, 403, 404, 405, 407, *_NEVER})  # no
 _CLOSED = (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError)
 _REMEDIES = {
     400: "look up the reason in its log",
-    401: "check token, or user and password, of the [[destination]]",
-    403: "allow this node to store and to search there",
     404: "check url of the [[destination]]",
     405: "check url of the [[destination]], and that this service is on there",
-    406: "have it answer in application/dicom+json",
     407: "take the proxy away that stands between",
     411: "have it, or the proxy before it, take requests of this kind",
     413: "have it, or the proxy before it, take larger requests",
-    415: "have it take DICOM files in this transfer syntax",
     501: "check url of the [[destination]], and that this service is on there",
 }
 
@@ -54,11 +49,13 @@ class Reply:
 
     Attributes:
         status: of HTTP.
-        body: all of it.
+        body: all of it; empty where it was handed on.
+        headers: looked up without regard to case.
     """
 
     status: int
     body: bytes
+    headers: http.client.HTTPMessage
 
     @property
     def is_success(self) -> bool:
@@ -74,33 +71,53 @@ class Reply:
 
 
 class Server:
-    """An origin server, called once per request: a connection is never used again, so that none is found closed.
+    """A server, called once per request: a connection is never used again, so that none is found closed.
 
     Proxies and credentials that the environment names are not used: results go where the configuration says.
     """
 
-    def __init__(self, settings: DicomwebDestination, timeout: float, tls: TlsSettings) -> None:
+    def __init__(
+        self,
+        destination: str,
+        url: str,
+        timeout: float,
+        tls: TlsSettings,
+        *,
+        headers: Mapping[str, str],
+        remedies: Mapping[int, str],
+    ) -> None:
         """Make it; nothing is connected yet.
 
         Args:
-            settings: the entry of the configuration.
+            destination: its name in the configuration.
+            url: the base of all requests.
             timeout: seconds without any progress after which an attempt ends.
             tls: our certificate, and whom we trust.
+            headers: of every request.
+            remedies: what to do about a status, where that is particular to this service.
 
         Raises:
             ConfigurationError: a file of `[tls]` is missing or wrong.
         """
-        self._settings = settings
+        self._destination = destination
+        self._url = url
         self._timeout = timeout
         self._tls = tls
-        self._address = urlsplit(settings.url)
+        self._headers = {"User-Agent": IMPLEMENTATION_VERSION_NAME, "Connection": "close", **headers}
+        self._remedies = {**_REMEDIES, **remedies}
+        self._address = urlsplit(url)
         self._connection()  # what is wrong with the files is to be said now, not at the first send
 
     def __str__(self) -> str:
-        return f"Destination '{self._settings.name}' ({self._settings.url})"
+        return f"Destination '{self._destination}' ({self._url})"
 
     def call(
-        self, method: str, path: str, body: Iterable[bytes] | None = None, headers: Mapping[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        body: Iterable[bytes] | None = None,
+        headers: Mapping[str, str] | None = None,
+        sink: Callable[[bytes], object] | None = None,
     ) -> Reply:
         """Send a request and read the answer, whatever its status.
 
@@ -109,6 +126,7 @@ class Server:
             path: below the base URL, with the query.
             body: in parts; they are sent as they are.
             headers: beside the usual ones; of a body its Content-Length.
+            sink: is handed the body of a success, of any length, in blocks.
 
         Raises:
             NoAssociationError: no connection could be had.
@@ -131,17 +149,17 @@ class Server:
                         method,
                         self._address.path + path,
                         None if body is None else _blocks(body),
-                        {**self._headers(), **(headers or {})},
+                        {**self._headers, **(headers or {})},
                     )
                 with _within(self._timeout, connection.sock):
                     answer = connection.getresponse()
-                return self._reply(answer)
+                return self._reply(answer, sink)
             except (OSError, http.client.HTTPException) as error:
                 raise self._broken(error) from error
 
-    def refused(self, reply: Reply, what: str) -> DeliveryError:
+    def refused(self, reply: Reply, what: str, reason: str = "") -> DeliveryError:
         """Make the error for a status that is no success; a body is not quoted, it may name a patient."""
-        phrase = http.client.responses.get(reply.status, "")
+        phrase = reason or http.client.responses.get(reply.status, "")
         said = f"{self} answered {reply.status}{f' ({phrase})' if phrase else ''} to {what}"
         if reply.status in _AWAY:
             return NoAssociationError(f"{said}: another attempt may succeed; look into its log if this goes on.")
@@ -150,7 +168,7 @@ class Server:
         if 300 <= reply.status < 400:
             return NotAdmittedError(f"{said}, which is not followed: set url of the [[destination]] to where it leads.")
         kind = NotAdmittedError if reply.status in _OUTSIDE else RejectedError
-        return kind(f"{said}: {_REMEDIES.get(reply.status, 'look up the reason in its log')}, then retry.")
+        return kind(f"{said}: {self._remedies.get(reply.status, 'look up the reason in its log')}, then retry.")
 
     def _connection(self) -> http.client.HTTPConnection:
         host, port = self._address.hostname or "", self._address.port
@@ -159,20 +177,14 @@ class Server:
             return http.client.HTTPSConnection(host, port, timeout=self._timeout, context=context)
         return http.client.HTTPConnection(host, port, timeout=self._timeout)
 
-    def _headers(self) -> dict[str, str]:
-        headers = {"User-Agent": IMPLEMENTATION_VERSION_NAME, "Accept": "application/dicom+json", "Connection": "close"}
-        token, user = self._settings.token.get_secret_value(), self._settings.user
-        if token:
-            headers["Authorization"] = f"Bearer {token}"
-        elif user:
-            pair = f"{user}:{self._settings.password.get_secret_value()}"
-            headers["Authorization"] = f"Basic {base64.b64encode(pair.encode()).decode('ascii')}"
-        return headers
-
-    def _reply(self, answer: http.client.HTTPResponse) -> Reply:
+    def _reply(self, answer: http.client.HTTPResponse, sink: Callable[[bytes], object] | None) -> Reply:
         end = time.monotonic() + self._timeout
         body = bytearray()
+        hands_on = sink is not None and 200 <= answer.status < 300
         while block := answer.read1(_BLOCK):
+            if sink is not None and hands_on:
+                sink(block)
+                continue
             body += block
             if len(body) > _LONGEST_ANSWER:
                 raise RejectedError(f"{self} answered with over {_LONGEST_ANSWER} bytes: check url, and see its log.")
@@ -180,7 +192,7 @@ class Server:
                 raise TimeoutError
         if answer.length:  # what Content-Length announced is not there: half an answer says nothing
             raise http.client.IncompleteRead(bytes(body), answer.length)
-        return Reply(answer.status, bytes(body))
+        return Reply(answer.status, bytes(body), answer.headers)
 
     def _not_connected(self, error: OSError) -> DeliveryError:
         if isinstance(error, ssl.SSLError):

@@ -3,7 +3,6 @@
 import os
 import signal
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from dicomai.destinations.filing import Filed
 from dicomai.errors import NoAssociationError, NotAdmittedError, RejectedError, UnreachableError
 from tests.acceptance.sshd import Sshd, keygen, sshd
 from tests.dimse import HOST, wait_until
-from tests.integration.test_destinations import outgoing
+from tests.integration.test_destinations import changed, outgoing, whole
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +35,12 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def test_files_lie_by_study_and_series_and_a_second_sending_changes_nothing(server: Sshd, tmp_path: Path) -> None:
-    objects = [replace(o, data=o.data + bytes(3_000_000)) for o in outgoing(2)]
+    objects = [changed(o, whole(o) + bytes(3_000_000)) for o in outgoing(2)]
     entry = server.entry(path=str(tmp_path / "new" / "results"))
     assert ask(entry, calling_ae="X", timeout=10.0).seconds < 10
     for _ in range(2):
         assert send(entry, *objects) == [o.sop_instance_uid for o in objects]
-        expected = {"/".join(Filed.of(o, "files").parts): o.data for o in objects}
+        expected = {"/".join(Filed.of(o, "files").parts): whole(o) for o in objects}
         assert files(tmp_path / "new" / "results") == expected  # and nothing that is half
 
 
@@ -51,13 +50,13 @@ def test_another_object_under_the_same_uid_is_not_overwritten(
     (one,) = outgoing(1)
     entry = server.entry(path=str(tmp_path))
     send(entry, one)
-    changed = replace(one, data=one.data[:-1] + b"\1")
+    other = changed(one, whole(one)[:-1] + b"\1")
     with pytest.raises(RejectedError, match="holds another object"):
-        send(entry, changed)
+        send(entry, other)
     monkeypatch.setattr(sftp, "_is_same", lambda *_: None)  # it comes between the look and the writing
     with pytest.raises(UnreachableError, match="could not write"):
-        send(entry, changed)
-    assert list(files(tmp_path).values()) == [one.data]
+        send(entry, other)
+    assert list(files(tmp_path).values()) == [whole(one)]
 
 
 def test_a_file_that_is_longer_than_the_object_is_not_read(
@@ -127,6 +126,6 @@ def test_a_server_that_goes_away(tmp_path: Path) -> None:
 
         with pytest.raises(UnreachableError, match="broke off"):
             destination.send([one, two], end)
-        assert list(files(server.folder / "out").values()) == [one.data]
+        assert list(files(server.folder / "out").values()) == [whole(one)]
     with pytest.raises(NoAssociationError, match="cannot be connected to"):
         destination.reach()

@@ -9,18 +9,19 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
+from pydicom.uid import MRImageStorage
 
 from dicomai.commands import check, wire
 from dicomai.config import DicomwebDestination, Settings, TlsSettings
-from dicomai.database.tables import Acceptance, ResultObject
+from dicomai.database.tables import Acceptance, Audit, ResultObject
 from dicomai.destinations import Dicomweb, Outgoing, open_destination, send_each
 from dicomai.destinations.filing import Filed
 from dicomai.errors import (
@@ -36,7 +37,7 @@ from tests.beds import Bed
 from tests.certificates import Authority
 from tests.dimse import HOST, free_port
 from tests.integration.test_delivery import analysed, delivery
-from tests.integration.test_destinations import outgoing
+from tests.integration.test_destinations import changed, outgoing, whole
 from tests.integration.test_dicomweb import TOKEN, Web
 from tests.synthetic import encode, series
 
@@ -140,7 +141,7 @@ def data_set(file: bytes) -> bytes:
 
 def objects_of(count: int) -> list[Outgoing]:
     return [
-        Outgoing(str(ds.SOPClassUID), str(ds.SOPInstanceUID), ExplicitVRLittleEndian, encode(ds))
+        Outgoing(str(ds.SOPClassUID), str(ds.SOPInstanceUID), partial(BytesIO, encode(ds)))
         for ds in series(shape=(count, 300, 300))  # 180 kB: several blocks
     ]
 
@@ -158,15 +159,13 @@ class TestOurOwnServer:
             assert send(destination, *objects) == [(o.sop_instance_uid, 0x0000, "") for o in objects]
             study = Filed.of(objects[0], "node").study_instance_uid
             kept = web.get(f"/dicomweb/studies/{study}", Authorization=f"Bearer {TOKEN}")
-            assert sorted(map(data_set, kept)) == sorted(data_set(o.data) for o in objects)
+            assert sorted(map(data_set, kept)) == sorted(data_set(whole(o)) for o in objects)
             with pytest.raises(RejectedError, match="cannot be looked for"):
                 destination.whereabouts(objects)
             with pytest.raises(RejectedError, match=r"0122 .*look up the reason in its log"):
                 send(
                     destination,
-                    replace(
-                        objects[0], data=objects[0].data.replace(b"840.10008.5.1.4.1.1.2", b"840.10008.5.1.4.9.9.9")
-                    ),
+                    changed(objects[0], whole(objects[0]).replace(b"840.10008.5.1.4.1.1.2", b"840.10008.5.1.4.9.9.9")),
                 )
             stranger = Dicomweb(there.model_copy(update={"token": type(there.token)("wrong")}), timeout=10.0)
             with pytest.raises(RejectedError, match=r"401 \(Unauthorized\) to a search: check token"):
@@ -177,7 +176,7 @@ class TestOurOwnServer:
 
     def test_echo_and_send(self, bed: Bed, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         for number, one in enumerate(objects_of(2)):
-            (tmp_path / f"{number}.dcm").write_bytes(one.data)
+            (tmp_path / f"{number}.dcm").write_bytes(whole(one))
         (tmp_path / "none.dcm").write_bytes(b"no DICOM")
         with Web(bed).running() as web:
             there = {"type": "dicomweb", "name": "node", "url": f"http://{HOST}:{web.port}/dicomweb"}
@@ -202,7 +201,7 @@ class TestAnswers:
         assert kind == 'multipart/related; type="application/dicom"'
         head, _, rest = body.partition(b"\r\n\r\n")
         assert head == f"--{boundary}\r\nContent-Type: application/dicom".encode()
-        assert rest == ONE.data + f"\r\n--{boundary}--\r\n".encode()
+        assert rest == whole(ONE) + f"\r\n--{boundary}--\r\n".encode()
         send(stub.destination(user="ai", password=PASSWORD), ONE)
         assert stub.asked[-1][1]["Authorization"] == f"Basic {base64.b64encode(f'ai:{PASSWORD}'.encode()).decode()}"
 
@@ -419,7 +418,7 @@ class TestConnections:
             send(at(port), ONE)
 
     def test_who_refuses_before_all_is_read_is_heard(self) -> None:
-        large = replace(ONE, data=ONE.data + bytes(20_000_000))
+        large = changed(ONE, whole(ONE) + bytes(20_000_000))
 
         def refuse(connection: socket.socket) -> None:
             connection.recv(1000)
@@ -443,13 +442,13 @@ class TestConnections:
             send(stub.destination(url=url, tls=Authority(tmp_path / "foreign").settings()), ONE)
 
     def test_sending_files_ends_where_nobody_is_there(self, tmp_path: Path) -> None:
-        (tmp_path / "one.dcm").write_bytes(ONE.data)
+        (tmp_path / "one.dcm").write_bytes(whole(ONE))
         with pytest.raises(NoAssociationError):
             send_each([tmp_path], at(free_port()))
 
     def test_a_password_that_is_refused_is_not_tried_once_per_file(self, stub: Stub, tmp_path: Path) -> None:
         for number in range(3):
-            (tmp_path / f"{number}.dcm").write_bytes(ONE.data)
+            (tmp_path / f"{number}.dcm").write_bytes(whole(ONE))
         stub.answers["POST"] = (401, b"")
         with pytest.raises(NotAdmittedError, match="check token"):
             send_each([tmp_path], stub.destination(user="ai", password=PASSWORD))
@@ -483,10 +482,13 @@ class TestDeliveries:
             bed.turn(150)
         assert sum(sent) > 2
         assert steps < 20 or sum(sent[10:]) < sum(sent[:10])
+        said = [[row.event for row in bed.rows(Audit)].count(event) for event in ("unreachable", "reachable")]
+        assert said == [1, 0]  # that it answers a search is no news while it takes nothing
         stub.answers["POST"] = (200, stored_all(bed))
         bed.turn(720)
         lane.step()
         assert delivery(bed).state == State.COMPLETED
+        assert [row.event for row in bed.rows(Audit)].count("reachable") == 1
 
     def test_what_waits_says_why_while_it_goes_on(self, bed: Bed, stub: Stub) -> None:
         analysed(bed)

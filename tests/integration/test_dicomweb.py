@@ -10,7 +10,6 @@ import time
 import tracemalloc
 from collections.abc import Iterable, Iterator, Mapping
 from email import message_from_bytes
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -88,15 +87,8 @@ def body_of(files: Iterable[bytes]) -> bytes:
 
 
 @pytest.fixture
-def small(tmp_path: Path) -> Iterator[Bed]:
-    made = Bed(tmp_path, f"sqlite:///{tmp_path / 'worklist.db'}")
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def web(small: Bed) -> Iterator[Web]:
-    with Web(small).running() as running:
+def web(sqlite_bed: Bed) -> Iterator[Web]:
+    with Web(sqlite_bed).running() as running:
         yield running
 
 
@@ -144,16 +136,16 @@ def test_what_is_sent_is_kept_and_comes_back_as_it_was(bed: Bed) -> None:
         assert file.endswith(sent[images[1].SOPInstanceUID])
 
 
-def test_chunks_of_any_size_give_the_same(web: Web, small: Bed) -> None:
+def test_chunks_of_any_size_give_the_same(web: Web, sqlite_bed: Bed) -> None:
     for size, image in zip((1, 7, 4096), ct(3), strict=True):
         body = body_of([encode(image)])
         pieces = (body[at : at + size] for at in range(0, len(body), size))
         status, _, _ = web.call("POST", "/dicomweb/studies", pieces, chunked=True, Transfer_Encoding="chunked")
         assert status == 200
-        assert small.store.get(small.rows(Version)[-1].key).endswith(parts(image)[1])
+        assert sqlite_bed.store.get(sqlite_bed.rows(Version)[-1].key).endswith(parts(image)[1])
 
 
-def test_one_broken_of_two_is_named_and_the_other_kept(web: Web, small: Bed) -> None:
+def test_one_broken_of_two_is_named_and_the_other_kept(web: Web, sqlite_bed: Bed) -> None:
     good, broken = ct()
     data = encode(broken)
     status, module = web.stow([data[: len(data) // 4], encode(good), b"no DICOM at all" * 20])
@@ -163,11 +155,11 @@ def test_one_broken_of_two_is_named_and_the_other_kept(web: Web, small: Bed) -> 
     assert failed["00081155"]["Value"] == [broken.SOPInstanceUID]
     assert failed["00081197"]["Value"] == [0xC000]
     assert [i["00081197"]["Value"] for i in module["0008119A"]["Value"]] == [[0xC000]]
-    assert ends(small) == ["released"]  # what cannot be understood will not be better when it is sent again
-    assert_sound(small)
+    assert ends(sqlite_bed) == ["released"]  # what cannot be understood will not be better when it is sent again
+    assert_sound(sqlite_bed)
 
 
-def test_the_file_meta_information_has_to_be_that_of_the_data_set(web: Web, small: Bed) -> None:
+def test_the_file_meta_information_has_to_be_that_of_the_data_set(web: Web, sqlite_bed: Bed) -> None:
     (image,) = ct(1)
     head, data = parts(image)
     uid = str(image.SOPInstanceUID)
@@ -175,22 +167,22 @@ def test_the_file_meta_information_has_to_be_that_of_the_data_set(web: Web, smal
     status, module = web.stow([wrong + data])
     assert status == 409
     assert module["00081198"]["Value"][0]["00081197"]["Value"] == [0xA900]
-    assert small.rows(Version) == []
-    assert_sound(small)
+    assert sqlite_bed.rows(Version) == []
+    assert_sound(sqlite_bed)
 
 
-def test_a_study_takes_its_own_instances_only(web: Web, small: Bed) -> None:
+def test_a_study_takes_its_own_instances_only(web: Web, sqlite_bed: Bed) -> None:
     (ours,), (stray,) = ct(1), ct(1)
     status, module = web.stow([encode(ours), encode(stray)], f"/dicomweb/studies/{ours.StudyInstanceUID}")
     assert status == 202
     assert module["00081198"]["Value"][0]["00081155"]["Value"] == [stray.SOPInstanceUID]
     assert module["00081198"]["Value"][0]["00081197"]["Value"] == [0xA900]
-    assert [v.key.split("/")[1] for v in small.rows(Version)] == [ours.StudyInstanceUID]
-    assert len(ends(small)) == 1
-    assert_sound(small)
+    assert [v.key.split("/")[1] for v in sqlite_bed.rows(Version)] == [ours.StudyInstanceUID]
+    assert len(ends(sqlite_bed)) == 1
+    assert_sound(sqlite_bed)
 
 
-def test_what_c_store_would_not_take_is_not_taken(web: Web, small: Bed) -> None:
+def test_what_c_store_would_not_take_is_not_taken(web: Web, sqlite_bed: Bed) -> None:
     for keyword, value, reason in (
         ("MediaStorageSOPClassUID", "1.2.840.10008.1.3.10", 0x0122),  # a DICOMDIR
         ("TransferSyntaxUID", "1.2.840.10008.1.2.6.2", 0xC122),  # XML
@@ -207,10 +199,10 @@ def test_what_c_store_would_not_take_is_not_taken(web: Web, small: Bed) -> None:
             assert module["0008119A"]["Value"][0]["00081197"]["Value"] == [0xA900]
         else:
             assert module["00081198"]["Value"][0]["00081197"]["Value"] == [reason]
-    assert_sound(small)
+    assert_sound(sqlite_bed)
 
 
-def test_what_contradicts_a_known_instance_is_kept_and_never_handed_out(web: Web, small: Bed) -> None:
+def test_what_contradicts_a_known_instance_is_kept_and_never_handed_out(web: Web, sqlite_bed: Bed) -> None:
     (image,) = ct(1)
     other = copy.deepcopy(image)
     other.PixelData = bytes(image.PixelData[:-2]) + b"\x01\x01"
@@ -226,7 +218,7 @@ def test_what_contradicts_a_known_instance_is_kept_and_never_handed_out(web: Web
     web.stow([encode(updated)])
     (file,) = web.get(study)
     assert file.endswith(parts(updated)[1])
-    assert len(small.rows(Version)) == 3
+    assert len(sqlite_bed.rows(Version)) == 3
 
 
 def raw_request(body: bytes, length: int) -> bytes:
@@ -236,46 +228,46 @@ def raw_request(body: bytes, length: int) -> bytes:
     return head.encode() + body
 
 
-def test_a_request_that_breaks_off_leaves_what_came_whole_and_a_series_that_waits(web: Web, small: Bed) -> None:
+def test_a_request_that_breaks_off_leaves_what_came_whole_and_a_series_that_waits(web: Web, sqlite_bed: Bed) -> None:
     whole, half = ct()
     body = body_of([encode(whole), encode(half)])
     with socket.create_connection((HOST, web.port), timeout=10) as sock:
         sock.sendall(raw_request(body[:-200], len(body)))
-        wait_until(lambda: len(small.rows(Version)) == 1)
-        assert [row.ended_at for row in small.rows(Association)] == [None]
-        wait_until(lambda: len(small.files("incoming")) == 2)  # the one that came whole, and half of the other
-    assert ends(small) == ["lost"]
-    wait_until(lambda: not small.files("incoming"))
-    assert_sound(small)
-    assert small.plan() == 0  # a quiet period alone makes no half study whole
+        wait_until(lambda: len(sqlite_bed.rows(Version)) == 1)
+        assert [row.ended_at for row in sqlite_bed.rows(Association)] == [None]
+        wait_until(lambda: len(sqlite_bed.files("incoming")) == 2)  # the one that came whole, and half of the other
+    assert ends(sqlite_bed) == ["lost"]
+    wait_until(lambda: not sqlite_bed.files("incoming"))
+    assert_sound(sqlite_bed)
+    assert sqlite_bed.plan() == 0  # a quiet period alone makes no half study whole
     assert web.stow([encode(whole), encode(half)])[0] == 200
-    assert ends(small) == ["lost", "released"]
-    assert small.plan() == 1
+    assert ends(sqlite_bed) == ["lost", "released"]
+    assert sqlite_bed.plan() == 1
 
 
-def test_a_body_without_its_last_boundary_is_no_whole_request(web: Web, small: Bed) -> None:
+def test_a_body_without_its_last_boundary_is_no_whole_request(web: Web, sqlite_bed: Bed) -> None:
     body = body_of(map(encode, ct()))[: -len("\r\n--cut--\r\n")]
     status, _, text = web.call("POST", "/dicomweb/studies", body)
     assert status == 400
     assert b"ends before its last boundary" in text
-    assert len(small.rows(Version)) == 1
-    assert ends(small) == ["lost"]
-    assert_sound(small)
+    assert len(sqlite_bed.rows(Version)) == 1
+    assert ends(sqlite_bed) == ["lost"]
+    assert_sound(sqlite_bed)
 
 
-def test_a_sender_that_stands_still_is_given_up(small: Bed) -> None:
+def test_a_sender_that_stands_still_is_given_up(sqlite_bed: Bed) -> None:
     with (
-        Web(small, receiver={"idle_timeout": 0.3}).running() as web,
+        Web(sqlite_bed, receiver={"idle_timeout": 0.3}).running() as web,
         socket.create_connection((HOST, web.port), timeout=10) as sock,
     ):
         sock.sendall(raw_request(body_of(map(encode, ct()))[:500], 10_000))
         assert b" 400 " in sock.recv(4096).partition(b"\r\n")[0]
-        assert ends(small) == ["lost"]
+        assert ends(sqlite_bed) == ["lost"]
 
 
-def test_a_sender_that_takes_for_ever_is_given_up(small: Bed) -> None:
+def test_a_sender_that_takes_for_ever_is_given_up(sqlite_bed: Bed) -> None:
     with (
-        Web(small, receiver={"total_timeout": 0.2}).running() as web,
+        Web(sqlite_bed, receiver={"total_timeout": 0.2}).running() as web,
         socket.create_connection((HOST, web.port), timeout=10) as sock,
     ):
         sock.sendall(raw_request(b"--cut\r\n", 10_000))
@@ -283,21 +275,23 @@ def test_a_sender_that_takes_for_ever_is_given_up(small: Bed) -> None:
             time.sleep(0.05)
             sock.sendall(b"x")
         assert b" 408 " in sock.recv(4096).partition(b"\r\n")[0]
-        assert ends(small) == ["lost"]
+        assert ends(sqlite_bed) == ["lost"]
 
 
-def test_a_connection_too_many_is_closed_and_the_page_comes_again(small: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_too_many_is_closed_and_the_page_comes_again(
+    sqlite_bed: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("dicomai.console.server.MOST_OTHERS", 2)
-    with Web(small, receiver={"max_associations": 1}).running() as web:
+    with Web(sqlite_bed, receiver={"max_associations": 1}).running() as web:
         with contextlib.ExitStack() as stack:
             idle = [stack.enter_context(socket.create_connection((HOST, web.port), timeout=5)) for _ in range(4)]
             assert idle[3].recv(1) == b""
         wait_until(lambda: answers(web))
 
 
-def test_a_head_that_comes_in_drips_does_not_hold_its_place(small: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_head_that_comes_in_drips_does_not_hold_its_place(sqlite_bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dicomai.console.server.HEAD_SECONDS", 0.5)
-    with Web(small).running() as web, socket.create_connection((HOST, web.port), timeout=0.1) as sock:
+    with Web(sqlite_bed).running() as web, socket.create_connection((HOST, web.port), timeout=0.1) as sock:
         sock.sendall(b"GET / HTTP/1.1\r\nX: ")
         end = time.monotonic() + 5
         with pytest.raises(OSError, match=r"reset|pipe"):  # noqa: PT012  it ends at some drip
@@ -307,16 +301,16 @@ def test_a_head_that_comes_in_drips_does_not_hold_its_place(small: Bed, monkeypa
                     sock.recv(1)
 
 
-def test_more_parts_than_may_be_are_not_kept_in_memory(small: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_parts_than_may_be_are_not_kept_in_memory(sqlite_bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dicomai.console.dicomweb.MOST_PARTS", 2)
-    with Web(small).running() as web:
+    with Web(sqlite_bed).running() as web:
         body = body_of([b"x", b"x", b"x"])
         assert web.call("POST", "/dicomweb/studies", body)[0] == 413
-        assert ends(small) == ["lost"]
+        assert ends(sqlite_bed) == ["lost"]
 
 
-def test_behind_a_proxy_it_is_called_by_its_public_name(small: Bed) -> None:
-    with Web(small, console={"public_url": "https://ai.example:8443/node/"}).running() as web:
+def test_behind_a_proxy_it_is_called_by_its_public_name(sqlite_bed: Bed) -> None:
+    with Web(sqlite_bed, console={"public_url": "https://ai.example:8443/node/"}).running() as web:
         (image,) = ct(1)
         status, module = web.stow([encode(image)], Host="ai.example:8443", Origin="https://ai.example:8443")
     assert status == 200
@@ -352,19 +346,19 @@ def test_a_sender_that_asks_first_is_told_to_go_on_or_why_not(web: Web) -> None:
 
 
 def test_the_disk_under_its_low_water_mark_refuses_the_request(
-    web: Web, small: Bed, monkeypatch: pytest.MonkeyPatch
+    web: Web, sqlite_bed: Bed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(small.intake, "has_room", lambda: False)
+    monkeypatch.setattr(sqlite_bed.intake, "has_room", lambda: False)
     status, _, text = web.call("POST", "/dicomweb/studies", body_of(map(encode, ct())))
     assert status == 503
     assert b"nearly full" in text
-    assert small.rows(Association) == []
+    assert sqlite_bed.rows(Association) == []
 
 
 def test_what_could_not_be_stored_for_a_reason_of_ours_is_owed(
-    web: Web, small: Bed, monkeypatch: pytest.MonkeyPatch
+    web: Web, sqlite_bed: Bed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = small.intake.accept
+    real = sqlite_bed.intake.accept
     failures: list[Exception] = []
 
     def accept(*arguments: Any) -> Any:
@@ -372,7 +366,7 @@ def test_what_could_not_be_stored_for_a_reason_of_ours_is_owed(
             raise failures.pop()
         return real(*arguments)
 
-    monkeypatch.setattr(small.intake, "accept", accept)
+    monkeypatch.setattr(sqlite_bed.intake, "accept", accept)
     for error, reason in (
         (StorageFullError("full"), 0xA700),
         (StoreError("away"), 0x0110),
@@ -386,51 +380,51 @@ def test_what_could_not_be_stored_for_a_reason_of_ours_is_owed(
         failures = [error]
         assert web.stow([encode(image)])[0] == 503
         assert web.stow([encode(image)])[0] == 200
-    assert ends(small) == ["lost", "lost", "released"] * 3
+    assert ends(sqlite_bed) == ["lost", "lost", "released"] * 3
 
 
-def test_an_instance_that_is_too_large_is_refused_and_the_next_one_taken(small: Bed) -> None:
+def test_an_instance_that_is_too_large_is_refused_and_the_next_one_taken(sqlite_bed: Bed) -> None:
     image, other = ct()
     image.PixelData = bytes(100_000)
-    small.intake = Intake(small.store, small.database, 60.0, 0, max_instance_bytes=50_000)
-    with Web(small).running() as web:
+    sqlite_bed.intake = Intake(sqlite_bed.store, sqlite_bed.database, 60.0, 0, max_instance_bytes=50_000)
+    with Web(sqlite_bed).running() as web:
         status, module = web.stow([encode(image), encode(other)])
         assert status == 202
         assert module["00081198"]["Value"][0]["00081197"]["Value"] == [0xA700]
         assert web.stow([encode(image)])[0] == 413
-        assert ends(small) == ["released", "released"]
-    assert_sound(small)
+        assert ends(sqlite_bed) == ["released", "released"]
+    assert_sound(sqlite_bed)
 
 
-def test_more_requests_at_a_time_than_may_be_are_refused(small: Bed) -> None:
-    with Web(small, receiver={"max_associations": 1}).running() as web:
+def test_more_requests_at_a_time_than_may_be_are_refused(sqlite_bed: Bed) -> None:
+    with Web(sqlite_bed, receiver={"max_associations": 1}).running() as web:
         with socket.create_connection((HOST, web.port), timeout=10) as sock:
             sock.sendall(raw_request(b"--cut", 1000))
-            wait_until(lambda: small.rows(Association))
+            wait_until(lambda: sqlite_bed.rows(Association))
             assert web.call("POST", "/dicomweb/studies", body_of([]))[0] == 503
             assert web.call("GET", "/health")[0] == 200
         wait_until(lambda: web.call("GET", "/dicomweb/studies/1.2")[0] == 404)
 
 
-def test_the_lease_of_a_long_request_is_renewed(web: Web, small: Bed) -> None:
+def test_the_lease_of_a_long_request_is_renewed(web: Web, sqlite_bed: Bed) -> None:
     with socket.create_connection((HOST, web.port), timeout=10) as sock:
         sock.sendall(raw_request(b"--cut", 1000))
-        wait_until(lambda: small.rows(Association))
-        (before,) = small.rows(Association)
-        small.turn(30)
+        wait_until(lambda: sqlite_bed.rows(Association))
+        (before,) = sqlite_bed.rows(Association)
+        sqlite_bed.turn(30)
         web.web._renew()
-        (after,) = small.rows(Association)
+        (after,) = sqlite_bed.rows(Association)
         assert after.lease_expires > before.lease_expires
-    assert ends(small) == ["lost"]
+    assert ends(sqlite_bed) == ["lost"]
 
 
 class TestWhoMay:
     @pytest.fixture
-    def web(self, small: Bed) -> Iterator[Web]:
-        with Web(small, console={"token": TOKEN}).running() as running:
+    def web(self, sqlite_bed: Bed) -> Iterator[Web]:
+        with Web(sqlite_bed, console={"token": TOKEN}).running() as running:
             yield running
 
-    def test_without_the_token_nothing_is_taken_or_given(self, web: Web, small: Bed) -> None:
+    def test_without_the_token_nothing_is_taken_or_given(self, web: Web, sqlite_bed: Bed) -> None:
         body = body_of(map(encode, ct()))
         for given in ("", "Bearer", "Bearer wrong", f"Basic {TOKEN}", f"Bearer {TOKEN}x", "Bearer \xe9"):
             for method, path, data in (("POST", "/dicomweb/studies", body), ("GET", "/dicomweb/studies/1.2", None)):
@@ -438,21 +432,21 @@ class TestWhoMay:
                 assert status == 401, given
                 assert headers["WWW-Authenticate"].startswith("Bearer")
         assert web.call("GET", "/dicomweb/studies/1.2")[0] == 401
-        assert small.rows(Association) == []
+        assert sqlite_bed.rows(Association) == []
 
     def test_with_the_token_it_is(self, web: Web) -> None:
         images = ct()
         assert web.stow(map(encode, images), Authorization=f"Bearer {TOKEN}")[0] == 200
         assert len(web.get(f"/dicomweb/studies/{images[0].StudyInstanceUID}", Authorization=f"bearer {TOKEN}")) == 2
 
-    def test_a_page_of_another_site_may_not(self, web: Web, small: Bed) -> None:
+    def test_a_page_of_another_site_may_not(self, web: Web, sqlite_bed: Bed) -> None:
         body = body_of(map(encode, ct()))
         for origin in ("http://evil.example", "null", f"http://{HOST}:1"):
             status, _, _ = web.call("POST", "/dicomweb/studies", body, Origin=origin, Authorization=f"Bearer {TOKEN}")
             assert status == 403
         more = {"Host": "evil.example", "Origin": "http://evil.example", "Authorization": f"Bearer {TOKEN}"}
         assert web.call("POST", "/dicomweb/studies", body, **more)[0] == 421
-        assert small.rows(Association) == []
+        assert sqlite_bed.rows(Association) == []
         own = f"http://{HOST}:{web.port}"
         assert web.stow(map(encode, ct()), Origin=own, Authorization=f"Bearer {TOKEN}")[0] == 200
 
@@ -472,8 +466,8 @@ class TestNames:
             answer = connection.getresponse()
             return answer.status, answer.read()
 
-    def test_the_page_is_for_the_node_s_own_only(self, small: Bed) -> None:
-        with Web(small, console={"public_url": "https://ai.example:8443/node"}).running() as web:
+    def test_the_page_is_for_the_node_s_own_only(self, sqlite_bed: Bed) -> None:
+        with Web(sqlite_bed, console={"public_url": "https://ai.example:8443/node"}).running() as web:
             for path in ("/", "/worklist.json"):
                 for host in (HOST, "192.0.2.7:8480", "[2001:db8::7]:8480", "ai.example", socket.gethostname()):
                     assert self.ask(web, path, host)[0] == 200, host
@@ -482,22 +476,22 @@ class TestNames:
                     assert (status, b"console.public_url" in sentence) == (421, True), hosts
             assert self.ask(web, "/health", "probe.example")[0] == 200  # which says nothing of anybody
 
-    def test_without_one_no_url_could_be_given_so_nothing_is_taken(self, small: Bed) -> None:
+    def test_without_one_no_url_could_be_given_so_nothing_is_taken(self, sqlite_bed: Bed) -> None:
         body = body_of(map(encode, ct()))
-        with Web(small).running() as web:
+        with Web(sqlite_bed).running() as web:
             for hosts in ((), ("",), ("no name",)):
                 status, sentence = self.ask(web, "/dicomweb/studies", *hosts, body=body)
                 assert (status, b"no usable Host header" in sentence) == (400, True)
-            assert small.rows(Association) == []
+            assert sqlite_bed.rows(Association) == []
             assert self.ask(web, "/dicomweb/studies", "any.example", body=body)[0] == 200
-        with Web(small, console={"public_url": "https://ai.example"}).running() as web:
+        with Web(sqlite_bed, console={"public_url": "https://ai.example"}).running() as web:
             status, module = self.ask(web, "/dicomweb/studies", body=body)
             assert status == 200
             urls = [item["00081190"]["Value"][0] for item in json.loads(module)["00081199"]["Value"]]
             assert all(url.startswith("https://ai.example/dicomweb/studies/") for url in urls)
 
 
-def test_what_there_is_not_is_said(web: Web, small: Bed) -> None:
+def test_what_there_is_not_is_said(web: Web, sqlite_bed: Bed) -> None:
     for method, path, kind, status in (
         ("GET", "/dicomweb/studies/1.2.3", "", 404),
         ("GET", "/dicomweb/studies", "", 405),
@@ -513,8 +507,8 @@ def test_what_there_is_not_is_said(web: Web, small: Bed) -> None:
     ):
         body = None if method == "GET" else b"\r\n--cut--\r\n"
         assert web.call(method, path, body, Content_Type=kind)[0] == status, (method, path)
-    assert small.rows(Version) == []
-    assert "released" not in ends(small)
+    assert sqlite_bed.rows(Version) == []
+    assert "released" not in ends(sqlite_bed)
 
 
 def test_what_was_rejected_is_not_handed_out(bed: Bed) -> None:
@@ -545,11 +539,11 @@ def test_what_is_stored_in_another_transfer_syntax_is_not_sent(web: Web) -> None
     assert web.call("GET", study, Accept="application/dicom+json")[0] == 406
 
 
-def test_a_file_that_is_gone_is_no_answer(web: Web, small: Bed) -> None:
+def test_a_file_that_is_gone_is_no_answer(web: Web, sqlite_bed: Bed) -> None:
     images = ct()
     web.stow(map(encode, images))
     study = f"/dicomweb/studies/{images[0].StudyInstanceUID}"
-    first, last = (small.folder / "storage" / key for key in sorted(small.files()))
+    first, last = (sqlite_bed.folder / "storage" / key for key in sorted(sqlite_bed.files()))
     was = last.read_bytes()
     for now in (was[:-1], was + b"\0", b""):
         last.write_bytes(now)
@@ -562,8 +556,10 @@ def test_a_file_that_is_gone_is_no_answer(web: Web, small: Bed) -> None:
     assert web.call("GET", study)[0] == 503
 
 
-def test_without_its_key_it_is_not_there(small: Bed) -> None:
-    console = Console(Settings(node={"storage": small.folder, "worklist": small.url}, console={"port": free_port()}))
+def test_without_its_key_it_is_not_there(sqlite_bed: Bed) -> None:
+    console = Console(
+        Settings(node={"storage": sqlite_bed.folder, "worklist": sqlite_bed.url}, console={"port": free_port()})
+    )
     stop = threading.Event()
     thread = threading.Thread(target=console.run, args=(stop,))
     thread.start()
@@ -577,26 +573,26 @@ def test_without_its_key_it_is_not_there(small: Bed) -> None:
         thread.join()
 
 
-def test_the_same_instance_from_many_at_once_is_kept_once(web: Web, small: Bed) -> None:
+def test_the_same_instance_from_many_at_once_is_kept_once(web: Web, sqlite_bed: Bed) -> None:
     images = ct(4)
     files = [encode(ds) for ds in images]
-    association = small.intake.open_association("CT01", "10.0.0.1")
+    association = sqlite_bed.intake.open_association("CT01", "10.0.0.1")
     statuses: list[int] = []
     threads = [threading.Thread(target=lambda: statuses.append(web.stow(files)[0])) for _ in range(3)]
-    threads.append(threading.Thread(target=lambda: statuses.append(200 if small.take(images, association) else 0)))
+    threads.append(threading.Thread(target=lambda: statuses.append(200 if sqlite_bed.take(images, association) else 0)))
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    small.intake.close_association(association, AssociationEnd.RELEASED)
+    sqlite_bed.intake.close_association(association, AssociationEnd.RELEASED)
     assert statuses == [200] * 4
-    assert len(small.rows(Version)) == 4
-    assert len(ends(small)) == 4
-    assert_sound(small)
+    assert len(sqlite_bed.rows(Version)) == 4
+    assert len(ends(sqlite_bed)) == 4
+    assert_sound(sqlite_bed)
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_an_instance(web: Web, small: Bed) -> None:
+def test_memory_does_not_grow_with_an_instance(web: Web, sqlite_bed: Bed) -> None:
     (image,) = ct(1)
     image.PixelData = b""
     size, block = 200_000_000, bytes(1_000_000)
@@ -620,16 +616,16 @@ def test_memory_does_not_grow_with_an_instance(web: Web, small: Bed) -> None:
         assert tracemalloc.get_traced_memory()[1] < 16_000_000
     finally:
         tracemalloc.stop()
-    assert small.rows(Version)[0].size > size
+    assert sqlite_bed.rows(Version)[0].size > size
 
 
-def test_the_end_waits_for_what_is_under_way(small: Bed) -> None:
-    web = Web(small)
+def test_the_end_waits_for_what_is_under_way(sqlite_bed: Bed) -> None:
+    web = Web(sqlite_bed)
     body = body_of(map(encode, ct()))
     with web.running():
         sock = socket.create_connection((HOST, web.port), timeout=10)
         sock.sendall(raw_request(body[:300], len(body)))
-        wait_until(lambda: small.rows(Association))
+        wait_until(lambda: sqlite_bed.rows(Association))
         rest = threading.Timer(0.3, sock.sendall, (body[300:],))
         rest.start()
         begun = time.monotonic()

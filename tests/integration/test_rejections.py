@@ -1,7 +1,5 @@
 """Rejection notes: what they withdraw is not run, not sent, and not taken up again. On both databases."""
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,14 +24,6 @@ from tests.synthetic import series
 STUDY = generate_uid()
 
 
-@pytest.fixture
-def sqlite(tmp_path: Path) -> Iterator[Bed]:
-    """For what SQL has no say in."""
-    made = Bed(tmp_path, f"sqlite:///{tmp_path / 'worklist.db'}")
-    yield made
-    made.close()
-
-
 def mr(count: int = 3, **attributes: Any) -> list[FileDataset]:
     return series(modality="MR", shape=(count, 4, 4), study_uid=STUDY, **attributes)
 
@@ -54,18 +44,18 @@ def reason(bed: Bed, images: list[FileDataset]) -> str:
 
 
 @pytest.mark.parametrize("code", sorted(TITLES))
-def test_a_note_cancels_the_open_work_on_what_it_names(sqlite: Bed, code: str) -> None:
+def test_a_note_cancels_the_open_work_on_what_it_names(sqlite_bed: Bed, code: str) -> None:
     images = mr()
-    sqlite.take(images)
-    sqlite.plan()
-    sqlite.take([rejection_note(images, code)])
-    sqlite.planner().sweep()
-    (item,) = sqlite.items()
+    sqlite_bed.take(images)
+    sqlite_bed.plan()
+    sqlite_bed.take([rejection_note(images, code)])
+    sqlite_bed.planner().sweep()
+    (item,) = sqlite_bed.items()
     assert item.state == State.CANCELED
     assert f"were rejected by their sender ({code}, {TITLES[code]})" in item.reason
-    assert sqlite.events(item.id)[-2:] == ["IN PROGRESS", "CANCELED"]
-    assert sqlite.worklist.claim(Kind.INFERENCE, "test", 60, 3) is None
-    assert f"3 of 3 images of this series were rejected ({code}, {TITLES[code]})" in reason(sqlite, images)
+    assert sqlite_bed.events(item.id)[-2:] == ["IN PROGRESS", "CANCELED"]
+    assert sqlite_bed.worklist.claim(Kind.INFERENCE, "test", 60, 3) is None
+    assert f"3 of 3 images of this series were rejected ({code}, {TITLES[code]})" in reason(sqlite_bed, images)
 
 
 def test_of_a_series_with_one_rejected_image_nothing_is_run(bed: Bed) -> None:
@@ -88,52 +78,52 @@ def test_of_a_series_with_one_rejected_image_nothing_is_run(bed: Bed) -> None:
     )
 
 
-def test_the_study_s_other_series_go_on(sqlite: Bed) -> None:
+def test_the_study_s_other_series_go_on(sqlite_bed: Bed) -> None:
     wrong, right = mr(), mr()
-    sqlite.take([*wrong, *right])
-    sqlite.plan()
-    sqlite.take([rejection_note(wrong)])
-    sqlite.planner().sweep()
-    states = {row.id: row.state for row in sqlite.items()}
-    assert {frozenset(i.sop_instance_uids): states[i.workitem_id] for i in sqlite.rows(WorkitemInput)} == {
+    sqlite_bed.take([*wrong, *right])
+    sqlite_bed.plan()
+    sqlite_bed.take([rejection_note(wrong)])
+    sqlite_bed.planner().sweep()
+    states = {row.id: row.state for row in sqlite_bed.items()}
+    assert {frozenset(i.sop_instance_uids): states[i.workitem_id] for i in sqlite_bed.rows(WorkitemInput)} == {
         frozenset(str(i.SOPInstanceUID) for i in wrong): State.CANCELED,
         frozenset(str(i.SOPInstanceUID) for i in right): State.SCHEDULED,
     }
 
 
-def test_a_note_that_comes_first_rejects_what_comes_after_it(sqlite: Bed) -> None:
+def test_a_note_that_comes_first_rejects_what_comes_after_it(sqlite_bed: Bed) -> None:
     images = mr()
-    sqlite.take([rejection_note(images, "113038")])
-    sqlite.planner().sweep()
-    sqlite.take(images)
-    sqlite.plan()
-    assert sqlite.items() == []
-    assert reason(sqlite, images).startswith("3 of 3 images of this series were rejected (113038, ")
+    sqlite_bed.take([rejection_note(images, "113038")])
+    sqlite_bed.planner().sweep()
+    sqlite_bed.take(images)
+    sqlite_bed.plan()
+    assert sqlite_bed.items() == []
+    assert reason(sqlite_bed, images).startswith("3 of 3 images of this series were rejected (113038, ")
 
 
-def test_what_was_rejected_stays_so_when_it_is_sent_again(sqlite: Bed) -> None:
+def test_what_was_rejected_stays_so_when_it_is_sent_again(sqlite_bed: Bed) -> None:
     images = mr()
-    sqlite.take([*images, rejection_note(images)])
-    sqlite.plan()
+    sqlite_bed.take([*images, rejection_note(images)])
+    sqlite_bed.plan()
     for image in images:
         image.SeriesDescription = "corrected"
-    sqlite.take(images)
-    sqlite.plan()
-    assert sqlite.items() == []
-    assert reason(sqlite, images).startswith("3 of 3 images")
+    sqlite_bed.take(images)
+    sqlite_bed.plan()
+    assert sqlite_bed.items() == []
+    assert reason(sqlite_bed, images).startswith("3 of 3 images")
 
 
-def test_a_worker_that_has_the_item_finds_its_attempt_stale(sqlite: Bed) -> None:
+def test_a_worker_that_has_the_item_finds_its_attempt_stale(sqlite_bed: Bed) -> None:
     images = mr()
-    sqlite.take(images)
-    sqlite.plan()
-    claim = sqlite.worklist.claim(Kind.INFERENCE, "test", 60, 3)
+    sqlite_bed.take(images)
+    sqlite_bed.plan()
+    claim = sqlite_bed.worklist.claim(Kind.INFERENCE, "test", 60, 3)
     assert claim is not None
-    sqlite.take([rejection_note(images)])
-    sqlite.planner().sweep()
+    sqlite_bed.take([rejection_note(images)])
+    sqlite_bed.planner().sweep()
     with pytest.raises(StaleAttemptError):
-        sqlite.worklist.finish_inference(claim, [], ["pacs"])
-    assert sqlite.items("delivery") == []
+        sqlite_bed.worklist.finish_inference(claim, [], ["pacs"])
+    assert sqlite_bed.items("delivery") == []
 
 
 def test_a_planning_under_way_comes_to_nothing(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,19 +187,19 @@ def test_a_delivery_that_was_claimed_when_the_note_came_sends_nothing(bed: Bed) 
         bed.worklist.begin_sending(again, seen, {})
 
 
-def test_a_destination_that_has_a_part_of_the_result_gets_the_rest(sqlite: Bed) -> None:
+def test_a_destination_that_has_a_part_of_the_result_gets_the_rest(sqlite_bed: Bed) -> None:
     images = mr()
-    sqlite.take(images)
-    sqlite.plan()
-    finish(sqlite)
-    claimed = sqlite.worklist.claim(Kind.DELIVERY, "test", 60, 3, "pacs")
+    sqlite_bed.take(images)
+    sqlite_bed.plan()
+    finish(sqlite_bed)
+    claimed = sqlite_bed.worklist.claim(Kind.DELIVERY, "test", 60, 3, "pacs")
     assert claimed is not None
-    seen = sqlite.worklist.result(claimed)
-    assert sqlite.worklist.begin_sending(claimed, seen, {})
-    sqlite.worklist.accepted(claimed, seen[0].id, 0, "")
-    sqlite.take([rejection_note(images)])
-    sqlite.planner().sweep()
-    assert sqlite.worklist.begin_sending(claimed, [], {})
+    seen = sqlite_bed.worklist.result(claimed)
+    assert sqlite_bed.worklist.begin_sending(claimed, seen, {})
+    sqlite_bed.worklist.accepted(claimed, seen[0].id, 0, "")
+    sqlite_bed.take([rejection_note(images)])
+    sqlite_bed.planner().sweep()
+    assert sqlite_bed.worklist.begin_sending(claimed, [], {})
 
 
 def test_a_note_that_comes_again_with_more_is_obeyed_again(bed: Bed) -> None:
@@ -246,31 +236,33 @@ def test_nobody_can_retry_what_was_rejected(bed: Bed) -> None:
 
 class TestNotItsOwn:
     @pytest.mark.parametrize("keyword", ["PatientID", "PatientBirthDate", "PatientName"])
-    def test_a_note_under_another_patient_is_not_obeyed_but_holds_the_study(self, sqlite: Bed, keyword: str) -> None:
+    def test_a_note_under_another_patient_is_not_obeyed_but_holds_the_study(
+        self, sqlite_bed: Bed, keyword: str
+    ) -> None:
         images = mr()
-        sqlite.take(images)
-        sqlite.plan()
+        sqlite_bed.take(images)
+        sqlite_bed.plan()
         value = {"PatientBirthDate": "19000101"}.get(keyword, "Other")
         note = rejection_note(images, **{keyword: value})
-        sqlite.take([note])
-        sqlite.planner().sweep()
-        (item,) = sqlite.items()
+        sqlite_bed.take([note])
+        sqlite_bed.planner().sweep()
+        (item,) = sqlite_bed.items()
         assert item.state == State.SCHEDULED
         assert f"Rejection note {note.SOPInstanceUID} names images" in item.hold
         assert keyword in item.hold
         assert value not in item.hold
-        assert sqlite.rows(Rejection) == []
-        assert "rejection doubted" in [row.event for row in sqlite.rows(Audit)]
-        sqlite.overview.release(item.id, "person/a")
-        finish(sqlite)
+        assert sqlite_bed.rows(Rejection) == []
+        assert "rejection doubted" in [row.event for row in sqlite_bed.rows(Audit)]
+        sqlite_bed.overview.release(item.id, "person/a")
+        finish(sqlite_bed)
 
-    def test_nor_is_one_of_another_study(self, sqlite: Bed) -> None:
+    def test_nor_is_one_of_another_study(self, sqlite_bed: Bed) -> None:
         images = mr()
-        sqlite.take(images)
-        sqlite.plan()
-        sqlite.take([rejection_note(images, StudyInstanceUID=generate_uid())])
-        sqlite.planner().sweep()
-        (item,) = sqlite.items()
+        sqlite_bed.take(images)
+        sqlite_bed.plan()
+        sqlite_bed.take([rejection_note(images, StudyInstanceUID=generate_uid())])
+        sqlite_bed.planner().sweep()
+        (item,) = sqlite_bed.items()
         assert item.state == State.SCHEDULED
         assert "of another study" in item.hold
 
@@ -287,15 +279,15 @@ class TestNotItsOwn:
         assert bed.worklist.claim(Kind.INFERENCE, "test", 60, 3) is not None
 
 
-def test_a_key_image_note_rejects_nothing_and_is_read_once(sqlite: Bed) -> None:
+def test_a_key_image_note_rejects_nothing_and_is_read_once(sqlite_bed: Bed) -> None:
     images = mr()
-    sqlite.take(images)
-    sqlite.plan()
-    sqlite.take([rejection_note(images, "113000")])
-    notes = Notes(sqlite.store, sqlite.database)
+    sqlite_bed.take(images)
+    sqlite_bed.plan()
+    sqlite_bed.take([rejection_note(images, "113000")])
+    notes = Notes(sqlite_bed.store, sqlite_bed.database)
     assert [notes.sweep(), notes.sweep()] == [1, 0]
-    assert sqlite.items()[0].state == State.SCHEDULED
-    assert sqlite.rows(Rejection) == []
+    assert sqlite_bed.items()[0].state == State.SCHEDULED
+    assert sqlite_bed.rows(Rejection) == []
 
 
 def test_a_note_that_a_killed_planner_had_read_is_read_again_and_obeyed_once(
@@ -325,53 +317,53 @@ def test_a_note_that_a_killed_planner_had_read_is_read_again_and_obeyed_once(
 
 
 def test_a_document_that_cannot_be_read_is_named_and_does_not_stand_in_the_way(
-    sqlite: Bed, capsys: pytest.CaptureFixture[str]
+    sqlite_bed: Bed, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = mr()
-    sqlite.take(images)
-    sqlite.plan()
+    sqlite_bed.take(images)
+    sqlite_bed.plan()
     broken = rejection_note(images)
-    before = sqlite.files()
-    sqlite.take([broken])
-    (key,) = sqlite.files() - before
-    (sqlite.folder / "storage" / key).write_bytes(b"no DICOM")
-    sqlite.take([rejection_note(images, "113037")])
-    sqlite.planner().sweep()
+    before = sqlite_bed.files()
+    sqlite_bed.take([broken])
+    (key,) = sqlite_bed.files() - before
+    (sqlite_bed.folder / "storage" / key).write_bytes(b"no DICOM")
+    sqlite_bed.take([rejection_note(images, "113037")])
+    sqlite_bed.planner().sweep()
     assert f"Key Object Selection {broken.SOPInstanceUID} cannot be read" in capsys.readouterr().out
-    assert sqlite.items()[0].state == State.CANCELED
-    assert Notes(sqlite.store, sqlite.database).sweep() == 0
+    assert sqlite_bed.items()[0].state == State.CANCELED
+    assert Notes(sqlite_bed.store, sqlite_bed.database).sweep() == 0
 
 
 def test_one_that_nobody_thought_of_does_not_keep_others_from_being_planned(
-    sqlite: Bed, monkeypatch: pytest.MonkeyPatch
+    sqlite_bed: Bed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = mr()
-    sqlite.take([*images, rejection_note(mr())])
+    sqlite_bed.take([*images, rejection_note(mr())])
 
     def odd(*_: object) -> None:
         raise ZeroDivisionError
 
     with monkeypatch.context() as patch:
         patch.setattr(rejections.Rejections, "obey", odd)
-        assert sqlite.plan() == 1
-    assert sqlite.items()[0].state == State.SCHEDULED
+        assert sqlite_bed.plan() == 1
+    assert sqlite_bed.items()[0].state == State.SCHEDULED
 
 
-def test_a_note_whose_file_is_gone_is_looked_for_again(sqlite: Bed) -> None:
+def test_a_note_whose_file_is_gone_is_looked_for_again(sqlite_bed: Bed) -> None:
     images = mr()
-    sqlite.take(images)
-    sqlite.plan()
-    before = sqlite.files()
-    sqlite.take([rejection_note(images)])
-    (key,) = sqlite.files() - before
-    path = sqlite.folder / "storage" / key
+    sqlite_bed.take(images)
+    sqlite_bed.plan()
+    before = sqlite_bed.files()
+    sqlite_bed.take([rejection_note(images)])
+    (key,) = sqlite_bed.files() - before
+    path = sqlite_bed.folder / "storage" / key
     path.rename(path.with_suffix(".away"))
-    notes = Notes(sqlite.store, sqlite.database)
+    notes = Notes(sqlite_bed.store, sqlite_bed.database)
     notes.sweep()
     assert notes.sweep() == 0, "not twice a second"
     path.with_suffix(".away").rename(path)
-    Notes(sqlite.store, sqlite.database).sweep()
-    assert sqlite.items()[0].state == State.CANCELED
+    Notes(sqlite_bed.store, sqlite_bed.database).sweep()
+    assert sqlite_bed.items()[0].state == State.CANCELED
 
 
 def test_a_study_is_not_run_on_a_series_with_rejected_images(bed: Bed) -> None:

@@ -1,0 +1,160 @@
+"""The entries `[[destination]]` of the configuration, a class for each type."""
+
+import re
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+
+from dicomai.config.sections import _HOST, AETitle, Name, Port, Seconds, _Section
+from dicomai.profiles import Profile
+
+
+class DicomDestination(_Section):
+    """`[[destination]]` of type `dicom`: C-STORE to an AE."""
+
+    type: Literal["dicom"]
+    name: Name
+    profile: Profile = Profile.OHIF
+    ae_title: AETitle
+    host: str
+    port: Port
+    tls: bool = False
+    verify: Literal["none", "find"] = "none"
+    verify_timeout: Seconds = 300.0
+    commitment: bool = False
+    commitment_timeout: Seconds = 3600.0
+    check_patient: bool = False
+    wait_for_source: bool = False
+    withdraw_superseded: bool = False
+    max_age: Seconds | None = None
+
+
+class FolderDestination(_Section):
+    """`[[destination]]` of type `folder`: DICOM files in a folder."""
+
+    type: Literal["folder"]
+    name: Name
+    profile: Profile = Profile.OHIF
+    path: Path
+    max_age: Seconds | None = None
+
+
+class DicomwebDestination(_Section):
+    """`[[destination]]` of type `dicomweb`: STOW-RS to an origin server."""
+
+    type: Literal["dicomweb"]
+    name: Name
+    profile: Profile = Profile.OHIF
+    url: str
+    token: SecretStr = SecretStr("")
+    user: str = ""
+    password: SecretStr = SecretStr("")
+    verify: Literal["none", "qido"] = "none"
+    verify_timeout: Seconds = 300.0
+    check_patient: bool = False
+    withdraw_superseded: bool = False
+    max_age: Seconds | None = None
+
+    @field_validator("url")
+    @classmethod
+    def _base_url(cls, value: str) -> str:
+        if not re.fullmatch(rf"https?://({_HOST})(:[0-9]{{1,5}})?(/[A-Za-z0-9._~%:@/-]*)?", value):
+            raise ValueError("this is no base URL of DICOMweb services such as 'https://pacs.example/dicom-web'")
+        if urlsplit(value).port == 0:  # which raises a ValueError of its own over 65535
+            raise ValueError("there is no port 0")
+        return value.rstrip("/")
+
+    @field_validator("token")
+    @classmethod
+    def _one_word(cls, value: SecretStr) -> SecretStr:
+        if not re.fullmatch("[!-~]*", value.get_secret_value()):
+            raise ValueError("a token has printable characters and no space")
+        return value
+
+    @field_validator("user")
+    @classmethod
+    def _no_colon(cls, value: str) -> str:
+        if ":" in value:
+            raise ValueError("a user name has no colon (RFC 7617)")
+        return value
+
+    @model_validator(mode="after")
+    def _one_way_in(self) -> Self:
+        if bool(self.user) != bool(self.password.get_secret_value()):
+            raise ValueError("user and password go together: set both, or neither")
+        if self.user and self.token.get_secret_value():
+            raise ValueError("set token, or user and password, not both")
+        return self
+
+    @property
+    def tls(self) -> bool:
+        """Whether it is called with TLS."""
+        return self.url.startswith("https:")
+
+    @property
+    def is_open_secret(self) -> bool:
+        """Whether a token or password would travel in clear."""
+        return not self.tls and bool(self.token.get_secret_value() or self.user)
+
+
+class SftpDestination(_Section):
+    """`[[destination]]` of type `sftp`: DICOM files in a folder of an SSH server."""
+
+    type: Literal["sftp"]
+    name: Name
+    profile: Profile = Profile.OHIF
+    host: str
+    port: Port
+    user: Name
+    password: SecretStr = SecretStr("")
+    key: Path | None = None
+    known_hosts: Path
+    path: PurePosixPath
+    max_age: Seconds | None = None
+
+    @model_validator(mode="after")
+    def _one_way_in(self) -> Self:
+        if bool(self.password.get_secret_value()) == (self.key is not None):
+            raise ValueError("set key or password, one of both")
+        return self
+
+
+class S3Destination(_Section):
+    """`[[destination]]` of type `s3`: DICOM files as objects in a bucket."""
+
+    type: Literal["s3"]
+    name: Name
+    profile: Profile = Profile.OHIF
+    url: str
+    bucket: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")]
+    prefix: Annotated[str, Field(pattern=r"^([A-Za-z0-9_][A-Za-z0-9._-]*(/|$))*$", max_length=512)] = ""
+    region: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")] = "us-east-1"
+    addressing: Literal["path", "virtual"] = "path"
+    access_key: Annotated[str, Field(pattern=r"^[!-~]+$")]
+    secret_key: Annotated[SecretStr, Field(min_length=1)]
+    max_age: Seconds | None = None
+
+    @field_validator("url")
+    @classmethod
+    def _endpoint(cls, value: str) -> str:
+        if not re.fullmatch(rf"https?://({_HOST})(:[0-9]{{1,5}})?/?", value) or urlsplit(value).port == 0:
+            raise ValueError("this is no URL of a server such as 'https://s3.example', without the bucket")
+        return value.rstrip("/")
+
+    @field_validator("prefix")
+    @classmethod
+    def _folder(cls, value: str) -> str:
+        return value.rstrip("/")
+
+    @property
+    def tls(self) -> bool:
+        """Whether it is called with TLS."""
+        return self.url.startswith("https:")
+
+
+Destination = Annotated[
+    DicomDestination | DicomwebDestination | FolderDestination | S3Destination | SftpDestination,
+    Field(discriminator="type"),
+]
