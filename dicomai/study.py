@@ -1,6 +1,8 @@
 """Study, Series, Stack, Frame, Instance: what images are, before anyone reads their pixels."""
 
+import re
 import struct
+import unicodedata
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -10,6 +12,9 @@ import pydicom
 from pydicom.dataset import Dataset, FileDataset
 
 from dicomai.errors import UnreadableError
+
+IDENTITY = ("PatientID", "IssuerOfPatientID", "PatientName", "PatientBirthDate")
+"""The attributes (keywords) that say whose images these are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,49 @@ class Identity:
         )
         return tuple(keyword for keyword, one, two in pairs if one != two)
 
+    @classmethod
+    def shown(cls, ds: Dataset) -> "Identity":
+        """Read the four attributes of what an archive shows, or what is compared with that.
+
+        A value that cannot be read is an empty string. A name beyond ASCII whose character set nobody names counts as
+        UTF-8 where it can be that, else as Latin-1.
+        """
+        return cls(
+            patient_id=_readable(ds, "PatientID"),
+            issuer_of_patient_id=_readable(ds, "IssuerOfPatientID"),
+            patient_name=_name(ds),
+            patient_birth_date=_readable(ds, "PatientBirthDate"),
+        )
+
+    def contradictions(self, shown: "Identity") -> tuple[str, ...]:
+        """Name the attributes (keywords) by which what an archive shows is somebody else's; what it leaves out is not.
+
+        A Patient ID that is shown has to be the same. Issuer, birth date and name are compared where both give them. A
+        name is the same if the groups are that both give (PS3.5 6.2.1.2), but for case, width and what stands between
+        its words.
+        """
+        pairs = (
+            ("PatientID", shown.patient_id not in {"", self.patient_id}),
+            ("IssuerOfPatientID", _differ(self.issuer_of_patient_id, shown.issuer_of_patient_id)),
+            ("PatientName", _is_other_name(self.patient_name, shown.patient_name)),
+            ("PatientBirthDate", _differ(self.patient_birth_date, shown.patient_birth_date)),
+        )
+        return tuple(keyword for keyword, is_other in pairs if is_other)
+
+
+def _differ(one: str, two: str) -> bool:
+    return "" not in {one, two} and one != two
+
+
+def _is_other_name(one: str, two: str) -> bool:
+    return any(a and b and a != b for a, b in zip(_words(one), _words(two), strict=False))
+
+
+def _words(name: str) -> list[list[str]]:
+    """Give the words of each group of a name; what caret and space tell apart, archives mix up."""
+    groups = (unicodedata.normalize("NFKC", group).casefold() for group in name.split("="))
+    return [[word for word in re.split(r"[\s^]+", group) if word] for group in groups]
+
 
 UNREADABLE = (
     pydicom.errors.InvalidDicomError, pydicom.errors.BytesLengthException, EOFError, ValueError, OSError, LookupError,
@@ -52,6 +100,24 @@ UNREADABLE = (
     zlib.error,
 )  # fmt: skip
 """What reading raises for a file that is no DICOM, or one that a device, a disk or an attacker has broken."""
+
+
+def _readable(ds: Dataset, keyword: str) -> str:
+    try:
+        return str(ds.get(keyword) or "").strip("\0 ")
+    except UNREADABLE:
+        return ""
+
+
+def _name(ds: Dataset) -> str:
+    """Read a name; one whose character set nobody names is read as Latin-1, and is UTF-8 if that makes sense."""
+    text = _readable(ds, "PatientName")
+    if "SpecificCharacterSet" in ds:
+        return text
+    try:
+        return text.encode("latin-1").decode("utf-8")
+    except UnicodeError:
+        return text
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 import os
 import pwd
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -11,6 +11,8 @@ from dicomai.config import Settings
 from dicomai.database import Database
 from dicomai.database.overview import Overview
 from dicomai.errors import ConfigurationError
+
+_MOST_OBJECTS = 20
 
 
 def overview(settings: Settings) -> Overview:
@@ -90,10 +92,7 @@ def show(settings: Settings, number: int, *, as_json: bool) -> int:
         (
             "Result",
             ("OBJECT", "SOP INSTANCE", "STATUS", "ACCEPTED", "COMMENT"),
-            [
-                (o["output"], o["sop_instance_uid"], o["status"] or "", _moment(o["accepted_at"]), o["comment"])
-                for o in item["objects"]
-            ],
+            _objects(item["objects"]),
         ),
         (
             "History",
@@ -107,6 +106,20 @@ def show(settings: Settings, number: int, *, as_json: bool) -> int:
             out.print(title, style="bold")
             print_table(columns, rows, "")
     return 0
+
+
+def _objects(objects: Sequence[Mapping[str, str]]) -> list[tuple[object, ...]]:
+    """Give a line for each object, or, of a whole series, one for all to which the same was answered."""
+    rows = [(o["output"], o["sop_instance_uid"], o["status"] or "", o["accepted_at"], o["comment"]) for o in objects]
+    if len(rows) <= _MOST_OBJECTS:
+        return [(*row[:3], _moment(row[3]), row[4]) for row in rows]
+    alike: dict[tuple[str, str, str], list[str]] = {}
+    for output, _, status, at, comment in rows:
+        alike.setdefault((output, status, comment), []).append(at or "")
+    return [
+        (f"{len(moments)} x {output}", "", status, _moment(max(moments)), comment)
+        for (output, status, comment), moments in alike.items()
+    ]
 
 
 def _moment(text: str | None) -> str:
@@ -129,7 +142,7 @@ def change(settings: Settings, verb: str, number: int) -> int:
             if why:
                 console().print(f"Workitem {number} waits for another word: {why}")
             else:
-                console().print(f"Workitem {number} goes on with the images that are here, as they came first.")
+                console().print(f"Workitem {number} goes on with what is here, as it came first.")
         case _:
             raise ConfigurationError(f"There is no `dicomai worklist {verb}`.")
     return 0

@@ -142,6 +142,30 @@ class Deliveries:
             item.looks += 1
             put_off(session, self._db.now(session), item, claim.owner, seconds, reason)
 
+    def mismatched(self, claim: Claim, seconds: float, said: str) -> bool:
+        """Hold a delivery whose destination shows its study as another patient's, unless a person vouched for that.
+
+        Args:
+            claim: the delivery, of which nothing is accepted yet.
+            seconds: until the destination is asked again; that is no attempt to send.
+            said: in a sentence that is the same as long as the same attributes differ.
+
+        Returns:
+            False if it goes on.
+
+        Raises:
+            StaleAttemptError: the item is no longer this attempt's; nothing was written.
+        """
+        with self._db.write() as session:
+            item = fenced(session, claim)
+            if item.vouched == said:
+                return False
+            item.mismatch = said
+            item.hold = holds.why(session, item) or said
+            item.looks += 1
+            put_off(session, self._db.now(session), item, claim.owner, seconds, said)
+            return True
+
     def orphaned(self, known: Sequence[str], actor: str) -> int:
         """Say of deliveries that nobody works off that their destination is not in the configuration; gives how many.
 

@@ -10,7 +10,7 @@ from dicomai.database import audit
 from dicomai.database.completeness import lack, lack_of_study
 from dicomai.database.tables import Announcement, Instance, ProcedureStep, Series, Study, Version, Workitem
 from dicomai.study import Identity
-from dicomai.workitem import FINAL, Kind
+from dicomai.workitem import FINAL, Kind, State
 
 
 def doubt(session: Session, study_id: int) -> str:
@@ -78,7 +78,8 @@ def shortage(session: Session, item: Workitem) -> str:
 
     Work on a study waits for every series of it, also for those of which nothing has come, other work for its inputs.
     """
-    if Kind(origin_of(session, item).kind) is Kind.WITHDRAWAL:  # it is about what was sent, whatever is missing now
+    if Kind(origin_of(session, item).kind) is not Kind.INFERENCE:
+        # A withdrawal is about what was sent, whatever is missing now; and what is here goes on without what may come.
         return ""
     found = next(filter(None, (lack(session, series) for series in series_behind(session, item))), "")
     return found or (lack_of_study(session, item.study) if item.route["level"] == "study" else "")
@@ -93,11 +94,16 @@ def series_behind(session: Session, item: Workitem) -> Iterable[Series]:
 
 
 def origin_of(session: Session, item: Workitem) -> Workitem:
-    """Give the inference, or the withdrawal, that gave the result of a delivery; one of those itself."""
+    """Give the inference, withdrawal or forward that gave the result of a delivery; one of those itself."""
     if Kind(item.kind) is not Kind.DELIVERY:
         return item
     origin = sa.select(Workitem).where(Workitem.kind != Kind.DELIVERY.value, Workitem.result_id == item.result_id)
     return session.scalars(origin.order_by(Workitem.id)).first() or item
+
+
+def standing(session: Session, item: Workitem) -> str:
+    """Say why an item has to wait where it is not in doubt whose images they are: a shortage, or a mismatch."""
+    return shortage(session, item) or item.mismatch
 
 
 def settle(session: Session, now: datetime, study_id: int, actor: str) -> None:
@@ -109,8 +115,11 @@ def settle(session: Session, now: datetime, study_id: int, actor: str) -> None:
         .order_by(Workitem.id)
     ).all()
     for item in items:
-        reason = doubted or shortage(session, item)
-        if item.hold == reason:
+        if item.hold == (doubted or standing(session, item)):
+            continue
+        session.refresh(item, with_for_update=True)  # its delivery, or a person, may just have held it or let it go
+        reason = doubted or standing(session, item)
+        if item.hold == reason or State(item.state) in FINAL:
             continue
         item.hold = reason
         item.changed_at = now

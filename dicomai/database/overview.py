@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from dicomai.database import announcements, audit, holds
+from dicomai.database import announcements, audit, forwards, holds
 from dicomai.database.engine import Database
 from dicomai.database.index import SeriesState
 from dicomai.database.rejections import rejected_input
@@ -166,8 +166,9 @@ class Overview:
     def release(self, number: int, actor: str) -> str:
         """Let a held item go on with the images as they came first, and with those that are here.
 
-        Only a person may say so, and only for what is known under another study, series or with other pixels, or for
-        images that were announced and have not come: while the images disagree in whose they are, nobody may.
+        Only a person may say so, and only for what is known under another study, series or with other pixels, for
+        images that were announced and have not come, or for what is shown under another patient where it is to be sent,
+        of which each item needs a word of its own: while the images disagree in whose they are, nobody may.
 
         Returns:
             Why it is still held, for another reason than that which the person knew; empty where it goes on.
@@ -195,13 +196,17 @@ class Overview:
             why = holds.doubt(session, item.study_id)
             if why:
                 raise WorklistError(f"Workitem {number} stays held: {why}")
-            held = session.scalars(sa.select(Workitem).where(Workitem.study_id == item.study_id, Workitem.hold != ""))
-            for one in held:
-                one.hold = holds.shortage(session, one)  # of that nobody has spoken yet
+            read = item.hold
+            held = sa.select(Workitem).where(Workitem.study_id == item.study_id, Workitem.hold != "")
+            for one in session.scalars(held.order_by(Workitem.id).with_for_update()).all():
+                if one is item and one.hold == one.mismatch:  # that is what the person has read
+                    one.vouched, one.mismatch = one.mismatch, ""
+                one.hold = holds.standing(session, one)  # of that nobody has spoken yet
                 if one.hold:
                     continue
                 one.due_at = one.changed_at = now
-                audit.record(session, now, actor, "released", workitem=one.id, study=one.study_id)
+                detail = read if one is item else ""
+                audit.record(session, now, actor, "released", workitem=one.id, study=one.study_id, detail=detail)
             return item.hold
 
 
@@ -243,14 +248,14 @@ def _refuse_retry(session: Session, item: Workitem) -> None:
                 f"The result of workitem {item.id} was withdrawn by workitem {gone[-1].id}; retry workitem {origin.id},"
                 " so that a new one is made."
             )
-    withdraws = Kind(holds.origin_of(session, item).kind) is Kind.WITHDRAWAL
-    rejected = "" if withdraws else rejected_input(session, item)
+    is_found_here = Kind(holds.origin_of(session, item).kind) is Kind.INFERENCE
+    rejected = rejected_input(session, item) if is_found_here else ""
     if rejected:
         raise WorklistError(f"Workitem {item.id} cannot be tried again: {rejected}")
 
 
 def _again(session: Session, now: datetime, item: Workitem, actor: str) -> Workitem:
-    """Make an inference item like one that has ended; its deliveries that wait are ended."""
+    """Make an item like one that has ended, an inference or a forward; its deliveries that wait are ended."""
     deliveries: Sequence[Workitem] = session.scalars(
         sa.select(Workitem)
         .where(
@@ -263,8 +268,9 @@ def _again(session: Session, now: datetime, item: Workitem, actor: str) -> Worki
     # Locked in the order in which a delivery does that begins to send at this moment.
     result = session.get(Result, item.result_id, with_for_update=True) if item.result_id is not None else None
     offered = result is not None and result.first_sent_at is not None
+    is_found_here = Kind(item.kind) is Kind.INFERENCE
     new = Workitem(
-        kind=Kind.INFERENCE.value,
+        kind=item.kind,
         state=State.SCHEDULED.value,
         hold="",
         priority=item.priority,
@@ -273,7 +279,7 @@ def _again(session: Session, now: datetime, item: Workitem, actor: str) -> Worki
         route_name=item.route_name,
         digest=item.digest,
         generation=item.generation + int(offered),
-        supersedes=item.id if offered else item.supersedes,
+        supersedes=item.id if offered and is_found_here else item.supersedes,
         due_at=now,
         created_at=now,
         changed_at=now,
@@ -281,6 +287,7 @@ def _again(session: Session, now: datetime, item: Workitem, actor: str) -> Worki
     )
     session.add(new)
     session.flush()
+    forwards.hand_on(session, item, new)
     for delivery in deliveries:
         if State(delivery.state) not in FINAL:
             cancel(session, now, delivery, actor, f"Replaced: workitem {item.id} runs again as {new.id}.")

@@ -176,6 +176,8 @@ class Worklist:
         objects: Sequence[FrozenObject],
         destinations: Sequence[str],
         wanted: Mapping[str, Sequence[str]] | None = None,
+        *,
+        remark: str = "",
     ) -> None:
         """Complete an inference item and schedule its deliveries, in one transaction.
 
@@ -185,6 +187,7 @@ class Worklist:
             destinations: where it is sent.
             wanted: the outputs that go to a destination; all of them to one that it does not name. A delivery for which
                 there is nothing ends at once, with a sentence.
+            remark: what is to be known of it, in a sentence.
 
         Raises:
             StaleAttemptError: the item is no longer this attempt's; nothing was written.
@@ -193,7 +196,7 @@ class Worklist:
             item = fenced(session, claim)
             now = self._db.now(session)
             keep(session, now, item, objects)
-            _complete(session, now, item, claim.owner)
+            _complete(session, now, item, claim.owner, remark)
             for name in destinations:
                 schedule_delivery(session, now, item, name, claim.owner, (wanted or {}).get(name))
 
@@ -235,11 +238,12 @@ class Worklist:
         with self._db.write() as session:
             item = fenced(session, claim)
             result = session.get_one(Result, item.result_id, with_for_update=True)
-            # That its images were rejected is no reason to keep back what withdraws a result.
-            withdraws = Kind(holds.origin_of(session, item).kind) is Kind.WITHDRAWAL
-            why_not = "" if withdraws else rejected_input(session, item)
+            # That its images were rejected, or are old, is no reason to keep back what withdraws a result, nor the
+            # images themselves: their source rejects them wherever they are.
+            is_found_here = Kind(holds.origin_of(session, item).kind) is Kind.INFERENCE
+            why_not = rejected_input(session, item) if is_found_here else ""
             is_old = max_age is not None and self._db.now(session) - result.created_at > timedelta(seconds=max_age)
-            if is_old and not withdraws:
+            if is_old and is_found_here:
                 why_not = why_not or f"it is older than max_age, {max_age:g} s; raise that to send it, and retry."
             accepted = (  # by this delivery, or by one that a person had retried: it is the same result there
                 sa.select(Acceptance.workitem_id)
@@ -255,8 +259,12 @@ class Worklist:
                 return False
             for number, key in keys.items():
                 session.get_one(ResultObject, number).key = key
+            now = self._db.now(session)
             if result.first_sent_at is None:
-                result.first_sent_at = self._db.now(session)
+                result.first_sent_at = now
+            if item.mismatch:  # which has passed, else this would not be called
+                audit.record(session, now, claim.owner, "let go", workitem=item.id, study=item.study_id)
+            item.hold = item.mismatch = ""
             return True
 
     def was_sent(self, claim: Claim) -> bool:
@@ -388,7 +396,10 @@ def _claimable(kind: Kind, now: datetime, destination: str | None) -> sa.Select[
     waiting = sa.and_(Workitem.state == State.IN_PROGRESS.value, Workitem.lease_owner.is_(None), Workitem.due_at <= now)
     abandoned = sa.and_(Workitem.state == State.IN_PROGRESS.value, Workitem.lease_expires < now)
     query = sa.select(Workitem).where(
-        Workitem.kind == kind.value, Workitem.hold == "", sa.or_(scheduled, waiting, abandoned)
+        Workitem.kind == kind.value,
+        # What is held for a mismatch alone is asked again by and by whether that has passed.
+        sa.or_(Workitem.hold == "", Workitem.hold == Workitem.mismatch),
+        sa.or_(scheduled, waiting, abandoned),
     )
     if destination is not None:
         query = query.where(Workitem.destination == destination)

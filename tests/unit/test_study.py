@@ -51,6 +51,39 @@ def test_the_representation_of_an_instance_names_no_patient():
     assert "Secret" not in repr(instance)
 
 
+@pytest.mark.parametrize(
+    ("ours", "shown", "contradicts"),
+    [
+        ("Yamada^Tarou=山田^太郎=やまだ^たろう", "YAMADA TAROU", False),
+        ("Yamada^Tarou=山田^太郎=やまだ^たろう", "=山田　太郎", False),  # the space of ideographs
+        ("Yamada^Tarou=山田^太郎", "Yamada^Tarou=山本^太郎", True),
+        ("Yamada^Tarou", "=山田^太郎", False),  # no group that both have
+        ("ﾔﾏﾀﾞ^ﾀﾛｳ=山田^太郎", "ヤマダ^タロウ=山田^太郎", False),  # half width, as in ISO_IR 13
+        ("Hong^Gildong=洪^吉洞=홍^길동", "Hong^Gildong=洪^吉洞=김^길동", True),
+        ("Van der^Berg^Anna^^Dr.", "van der berg anna dr.", False),
+        ("Doe^Jane", "Doe^Janet", True),
+        ("Doe^Jane", "Jane^Doe", True),  # it may be another one
+        ("", "Doe^Jane", False),
+        ("Doe^Jane", "^^^^", False),
+    ],
+)
+def test_names_that_an_archive_may_write_otherwise(ours, shown, contradicts):
+    one, other = (Identity("P0", "", name, "") for name in (ours, shown))
+    assert one.contradictions(other) == (("PatientName",) if contradicts else ())
+    assert other.contradictions(one) == one.contradictions(other)
+
+
+def test_an_id_that_is_shown_has_to_be_ours_and_what_is_left_out_is_none():
+    ours, nobody = Identity("P0", "HERE", "", "19700101"), Identity("", "", "", "")
+    assert ours.contradictions(Identity("P0", "", "", "")) == ours.contradictions(nobody) == ()
+    assert nobody.contradictions(ours) == ("PatientID",)  # the archive has given the study a patient since
+    assert ours.contradictions(Identity("P00", "THERE", "", "19700102")) == (
+        "PatientID",
+        "IssuerOfPatientID",
+        "PatientBirthDate",
+    )
+
+
 @pytest.mark.parametrize("content", [b"", b"no DICOM at all", b"\0" * 128 + b"DICM"])
 def test_what_is_no_dicom_file_is_refused_by_its_label(content):
     with pytest.raises(UnreadableError, match=r"^slice 7 cannot be read as DICOM"):
