@@ -8,17 +8,19 @@ the weights come from.
 import hashlib
 import json
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 
 from dicomai.accepts import Input
 from dicomai.errors import BundleError
 from dicomai.findings import Segment
+from dicomai.heads import PRED, Heads
+from dicomai.parts import Channel, CodedConcept, DicomText, Part
 from dicomai.quantities import DERIVATIONS, QUANTITIES, Kind, Quantity
 
 _TITLES = (  # CID 7021
@@ -29,38 +31,18 @@ _TITLES = (  # CID 7021
 )
 
 
-def _dicom_text(value: str) -> str:
-    """Check a text that goes into results as LO: they bear the patient's character set, and ASCII fits into any."""
-    if not (1 <= len(value) <= 64 and value.isascii() and value.isprintable() and "\\" not in value):
-        raise ValueError(f"'{value}' is no text of 1 to 64 printable ASCII characters without a backslash")
-    return value
-
-
-def _code(value: Code) -> Code:
-    if not (value.value.strip() and value.scheme_designator.strip() and value.meaning.strip()):
-        raise ValueError("a code is [value, scheme designator, meaning], none of them empty")
-    _dicom_text(value.meaning)
-    return value
-
-
 def _file_name(value: str) -> str:
     if not value or Path(value).name != value or value.startswith("."):
         raise ValueError(f"'{value}' is no plain file name, such as 'model.pt'")
     return value
 
 
-DicomText = Annotated[str, AfterValidator(_dicom_text)]
-CodedConcept = Annotated[Code, AfterValidator(_code)]
 FileName = Annotated[str, AfterValidator(_file_name)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Byte = Annotated[int, Field(ge=0, le=255)]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Algorithm(_Part):
+class Algorithm(Part):
     """`[algorithm]`: what made a result (PS3.3 10.16 Algorithm Identification Macro).
 
     Attributes:
@@ -91,7 +73,7 @@ class Algorithm(_Part):
         return self
 
 
-class Wanted(_Part):
+class Wanted(Part):
     """`[[measurement]]`: what is measured of segments that have a voxel.
 
     Attributes:
@@ -140,7 +122,7 @@ class Wanted(_Part):
         return not self.segments or segment.label in self.segments
 
 
-class WeightsFile(_Part):
+class WeightsFile(Part):
     """`[[weights.file]]`: one file of weights.
 
     Attributes:
@@ -154,7 +136,7 @@ class WeightsFile(_Part):
     member: str = ""
 
 
-class Weights(_Part):
+class Weights(Part):
     """`[weights]`: the files of weights, and the PyPI wheel that holds them.
 
     Attributes:
@@ -186,9 +168,10 @@ class Weights(_Part):
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-class _Segment(_Part):
-    """`[[segment]]`: as `findings.Segment`, with the layer (from 1) in which it lies."""
+class _Segment(Part):
+    """`[[segment]]`: as `findings.Segment`, with its layer (from 1), and its channel of the probabilities."""
 
+    channel: Channel | None = None
     layer: Annotated[int, Field(ge=1)] = 1
     number: Annotated[int, Field(ge=1, le=65535)]
     label: DicomText
@@ -201,15 +184,38 @@ class _Segment(_Part):
         return Segment(self.number, self.label, self.category, self.type, self.finding_site, self.color)
 
 
-class _File(_Part):
+class _File(Heads):
     """`dicomai.toml` as a whole, with the version of metadata.json put in."""
 
-    empty: Literal["failure", "negative"]
+    empty: Literal["failure", "negative"] | None = None
     algorithm: Algorithm
     input: Annotated[tuple[Input, ...], Field(min_length=1)]
-    segment: Annotated[tuple[_Segment, ...], Field(min_length=1)]
+    segment: tuple[_Segment, ...] = ()
     measurement: tuple[Wanted, ...] = ()
     weights: Weights = Field(default_factory=Weights)
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if not (self.segment or self.evaluation or self.score or self.detection):
+            raise ValueError(
+                "it says nothing: describe at least one [[segment]], [[evaluation]], [[score]], [[detection]]"
+            )
+        marks = bool(self.segment or self.detection)
+        if marks and self.empty is None:
+            raise ValueError("empty says what it means when nothing is marked or detected: 'failure' or 'negative'")
+        if not marks and self.empty is not None:
+            raise ValueError("empty is about segments and detections, and there are none: leave it out")
+        if self.measurement and not self.segment:
+            raise ValueError("[[measurement]] is of segments, and there is no [[segment]]")
+        if (self.probabilities is not None) != any(one.channel is not None for one in self.segment):
+            raise ValueError("[probabilities] and a channel in [[segment]] stand together, or neither does")
+        for one in self.vectors:
+            if self.segment and one.key == PRED:
+                raise ValueError(
+                    f"'{one.name.meaning}' is read under '{PRED}', where the labels of [[segment]] lie: leave its"
+                    " values under another key, and name that"
+                )
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -244,8 +250,11 @@ class Bundle:
         inputs: one per role; label maps lie on the grid of the first.
         layers: the segments of each label map; segments within a layer do not overlap.
         measurements: what is measured of which segments.
-        empty: whether a result without any voxel is a failure or a finding ('it is not there').
+        empty: whether a result without any voxel or detection is a failure or a finding ('it is not there'); None for
+            a bundle that marks nothing.
         weights: the files of weights and their source.
+        heads: what it gives beside label maps.
+        channels: of the probabilities, for each segment as in `layers`; None for one that has none.
     """
 
     name: str
@@ -256,8 +265,15 @@ class Bundle:
     inputs: tuple[Input, ...]
     layers: tuple[tuple[Segment, ...], ...]
     measurements: tuple[Wanted, ...]
-    empty: Literal["failure", "negative"]
+    empty: Literal["failure", "negative"] | None
     weights: Weights
+    heads: Heads = field(default_factory=Heads)
+    channels: tuple[tuple[int | None, ...], ...] = ()
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """The keys of MONAI's data dictionary that findings are read from, after postprocessing."""
+        return self.heads.keys | ({PRED} if self.layers else set())
 
     def input(self, role: str | None = None) -> Input:
         """Find what the bundle says of a role; of the first where none is given.
@@ -319,7 +335,8 @@ def load(path: Path) -> Bundle:
         file = _File.model_validate(table)
     except ValidationError as error:
         raise BundleError(f"{toml}: {'; '.join(map(_explain, error.errors()))}.") from error
-    count = max(one.layer for one in file.segment)
+    count = max((one.layer for one in file.segment), default=0)
+    layers = [[one for one in file.segment if one.layer == n + 1] for n in range(count)]
     return Bundle(
         name=path.resolve().name,
         version=version,
@@ -327,10 +344,12 @@ def load(path: Path) -> Bundle:
         digest=_digest(path),
         algorithm=file.algorithm,
         inputs=file.input,
-        layers=tuple(tuple(s.noun() for s in file.segment if s.layer == n + 1) for n in range(count)),
+        layers=tuple(tuple(one.noun() for one in layer) for layer in layers),
         measurements=file.measurement,
         empty=file.empty,
         weights=file.weights,
+        heads=Heads(**{name: getattr(file, name) for name in Heads.model_fields}),
+        channels=tuple(tuple(one.channel for one in layer) for layer in layers),
     )
 
 

@@ -11,6 +11,8 @@ from pydicom.sr.coding import Code
 
 from dicomai.errors import InferenceError
 
+_FEW_RUNS = 16  # voxels to a run: with shorter ones counting voxels is faster than counting runs
+
 
 class Outcome(StrEnum):
     """What the analysis came to (after CID 6047)."""
@@ -83,6 +85,33 @@ class Measurement:
             raise InferenceError(
                 f"The {self.name.meaning} of {self.segment.label} is {self.value}, which is no number: correct how the"
                 " bundle measures it, or leave it out where it cannot be measured."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Probability:
+    """How probable it is, voxel by voxel, that a segment is there; the label map says where it is held to be.
+
+    Attributes:
+        layer: index of the segment's layer in the findings.
+        segment: what it is.
+        values: shape (z, y, x), 0 to 1.
+    """
+
+    layer: int
+    segment: Segment
+    values: NDArray[np.float32] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        """Refuse values that are no probabilities.
+
+        Raises:
+            InferenceError: one is not from 0 to 1.
+        """
+        low, high = float(self.values.min(initial=0)), float(self.values.max(initial=0))
+        if not 0 <= low <= high <= 1:  # of what is no number, the same
+            raise InferenceError(
+                f"The probabilities of {self.segment.label} are {low:g} to {high:g}: a bundle gives them from 0 to 1."
             )
 
 
@@ -263,6 +292,7 @@ class Findings:
         scores: numbers that are about no segment.
         detections: what was found at a place, without a mask.
         saliency: what the answer rests on, where the engine says so.
+        probabilities: maps of how probable segments are, where the bundle keeps them.
     """
 
     layers: tuple[Layer, ...]
@@ -273,6 +303,7 @@ class Findings:
     scores: tuple[Score, ...] = ()
     detections: tuple[Detection, ...] = ()
     saliency: Saliency | None = None
+    probabilities: tuple[Probability, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,15 +360,32 @@ def missing_segments(
 
 
 def areas(layer: Layer) -> Iterator[NDArray[np.int64]]:
-    """Count the voxels of each value, slice by slice; those of 0 are not all counted.
+    """Count the voxels of each value, slice by slice."""
+    for counted, _, _ in extents(layer):
+        yield counted
 
-    `bincount` makes a copy of eight bytes per voxel: not of the whole volume, and not of rows that are empty.
+
+def extents(layer: Layer) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]]:
+    """Tell of each value, slice by slice, how many voxels it has and between which it lies.
+
+    Returns:
+        For each slice three arrays by value: the number of voxels; the index in the flattened slice from which on
+        they lie, and the one before which they end, both 0 for a value that is not there.
     """
-    longest = int(layer.labels.max(initial=0)) + 1
+    values = int(layer.labels.max(initial=0)) + 1
     for plane in layer.labels:
-        rows = np.flatnonzero(plane.max(axis=1, initial=0))
-        shown = plane[rows[0] : rows[-1] + 1] if len(rows) else plane[:0]
-        yield np.bincount(shown.ravel(), minlength=longest)
+        flat = plane.ravel()
+        changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+        starts, stops = np.zeros(values, np.int64), np.zeros(values, np.int64)
+        if len(changes) > flat.size // _FEW_RUNS:
+            counted = np.bincount(flat, minlength=values)
+            stops[counted > 0] = flat.size
+        else:
+            begins, ends = np.concatenate([[0], changes]), np.append(changes, flat.size)
+            shown = flat[begins]
+            counted = np.bincount(shown, weights=ends - begins, minlength=values).astype(np.int64)
+            starts[shown[::-1]], stops[shown] = begins[::-1], ends  # of indices that repeat the last one counts
+        yield counted, starts, stops
 
 
 def _sizes(layer: Layer) -> NDArray[np.int64]:

@@ -1,29 +1,84 @@
-"""Label maps -> Findings: which segments have voxels, how large they are, and what an empty mask means."""
+"""What a bundle gave -> Findings: which segments have voxels, what else it says, and what it means to find nothing."""
+
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dicomai.bundle import Bundle
-from dicomai.findings import Findings, Layer, Measurement, Outcome, Segment
+from dicomai.errors import InferenceError
+from dicomai.findings import Detection, Findings, Layer, Measurement, Outcome, Segment
+from dicomai.heads import PRED
+from dicomai.inference import grid, heads
 from dicomai.inference.errors import UnusableAnswerError
+from dicomai.inference.given import Given
 from dicomai.measuring import measure
 from dicomai.volume import Volume
 
 
-def findings(bundle: Bundle, label_maps: NDArray[np.uint16], volume: Volume) -> Findings:
-    """Make findings of a bundle's label maps.
+def findings(bundle: Bundle, given: Given, volume: Volume) -> Findings:
+    """Make findings of what a bundle's networks gave.
 
-    A segment without a voxel is not measured: a result cannot refer to what it does not hold.
+    They are negative where no voxel is marked, nothing is detected, and every answer says that nothing is there. Of a
+    bundle that gives scores only there are findings.
 
     Args:
-        bundle: what the labels mean.
-        label_maps: (layer, z, y, x)
-        volume: what they lie on.
+        bundle: what it means.
+        given: what its networks gave.
+        volume: the source.
 
     Raises:
-        UnusableAnswerError: there are more or fewer layers than the bundle describes, a label that it does not
-            describe, or no voxel at all where the bundle calls that a failure.
+        UnusableAnswerError: it is not what the bundle describes, or nothing is marked or detected where the bundle
+            calls that a failure.
     """
+    layers, measurements = _masks(bundle, given, volume)
+    try:
+        answered = list(heads.evaluations(bundle, given))
+        scores = tuple(heads.scores(bundle, given))
+        detections = tuple(heads.detections(bundle, given, volume))
+        probabilities = tuple(heads.probabilities(bundle, given, volume))
+        saliency = heads.saliency(bundle, given, volume)
+    except UnusableAnswerError:
+        raise
+    except InferenceError as error:  # the nouns refuse what cannot be; the same images would give the same again
+        raise UnusableAnswerError(str(error)) from error
+    marked = any(layer.labels.any() for layer in layers) or bool(detections)
+    if not marked and bundle.empty == "failure":
+        sought = [segment.label for segments in bundle.layers for segment in segments]
+        sought += [target.type.meaning for target in bundle.heads.detection]
+        raise UnusableAnswerError(f"{bundle.name} found nothing where it must find something ({', '.join(sought)}).")
+    only_scores = bundle.empty is None and not answered
+    positive = marked or only_scores or not all(negative for _, negative in answered)
+    return Findings(
+        layers=layers,
+        measurements=measurements,
+        outcome=Outcome.FINDINGS if positive else Outcome.NEGATIVE,
+        evaluations=tuple(evaluation for evaluation, _ in answered),
+        scores=scores,
+        detections=detections,
+        remarks=tuple(_undetected(bundle, detections)),
+        saliency=saliency,
+        probabilities=probabilities,
+    )
+
+
+def _undetected(bundle: Bundle, detections: tuple[Detection, ...]) -> Iterator[str]:
+    """Say what was looked for and not detected; segments without a voxel are found in the layers."""
+    found = {(one.type, one.site) for one in detections}
+    for target in bundle.heads.detection:
+        if (target.type, target.site) not in found:
+            least = f" with a probability of {target.min_probability:g} or more" if target.min_probability else ""
+            yield f"Looked for and not detected{least}: {target.type.meaning}."
+
+
+def _masks(bundle: Bundle, given: Given, volume: Volume) -> tuple[tuple[Layer, ...], tuple[Measurement, ...]]:
+    """Make layers of the label maps, and measure their segments.
+
+    A segment without a voxel is not measured: a result cannot refer to what it does not hold.
+    """
+    if not bundle.layers:
+        return (), ()
+    label_maps = grid.to_label_maps(given.data[PRED], volume, bundle.name)
     if len(label_maps) != len(bundle.layers):
         raise UnusableAnswerError(
             f"{bundle.name} gave {len(label_maps)} label maps and dicomai.toml describes {len(bundle.layers)}: every"
@@ -36,12 +91,7 @@ def findings(bundle: Bundle, label_maps: NDArray[np.uint16], volume: Volume) -> 
         _check_labels(bundle, counts, segments)
         layers.append(Layer(_smallest(labels, segments), segments))
         measurements += measure(bundle.measurements, layers[-1], counts, volume)
-    if any(layer.labels.any() for layer in layers):
-        return Findings(tuple(layers), tuple(measurements), Outcome.FINDINGS)
-    if bundle.empty == "failure":
-        sought = ", ".join(segment.label for segments in bundle.layers for segment in segments)
-        raise UnusableAnswerError(f"{bundle.name} found nothing where it must find something ({sought}).")
-    return Findings(tuple(layers), (), Outcome.NEGATIVE)
+    return tuple(layers), tuple(measurements)
 
 
 def _check_labels(bundle: Bundle, counts: NDArray[np.intp], segments: tuple[Segment, ...]) -> None:

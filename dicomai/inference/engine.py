@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from monai.bundle.config_parser import ConfigParser
 from monai.data.meta_tensor import MetaTensor
@@ -16,18 +17,17 @@ from monai.inferers.inferer import Inferer, SimpleInferer, SlidingWindowInferer
 from dicomai.bundle import Bundle
 from dicomai.errors import BundleError, ConfigurationError, DicomaiError, InferenceError
 from dicomai.findings import Findings
+from dicomai.heads import PRED
 from dicomai.inference import answers, grid
 from dicomai.inference.errors import UnusableAnswerError
+from dicomai.inference.given import Given
 from dicomai.volume import Volume
 
 Device = Literal["auto", "cpu", "cuda"]
 Progress = Callable[[float], None]
 Transform = Callable[[Any], Any]
 
-IMAGE, PRED = (
-    "image",
-    "pred",
-)  # MONAI's names (monai.utils.CommonKeys) of what goes into the network and comes out
+IMAGE = "image"  # MONAI's name (monai.utils.CommonKeys) of what goes into the network
 
 # The volume arrives loaded and channel first, and what comes out is not for the bundle to write.
 _NOT_OURS = frozenset(
@@ -83,18 +83,17 @@ class Engine:
         source = volumes[roles[0]]
         try:
             with torch.inference_mode(), _reproducible():
-                answer = self._answer({role: grid.to_tensor(volumes[role]) for role in roles}, progress)
+                given = self._answer({role: grid.to_tensor(volumes[role]) for role in roles}, progress)
         except DicomaiError:
             raise
         except Exception as error:  # a bundle is foreign code: whatever it raises must end as a sentence
             raise self._explained(error, source) from error
-        labels = grid.to_label_maps(answer, source, self.bundle.name)
-        found = answers.findings(self.bundle, labels, source)
+        found = answers.findings(self.bundle, given, source)
         progress(1.0)
         return found
 
-    def _answer(self, data: dict[str, Any], progress: Progress) -> MetaTensor:
-        """Give the finished answer, (layer, x, y, z)."""
+    def _answer(self, data: dict[str, Any], progress: Progress) -> Given:
+        """Give the finished answer."""
         progress(0.0)
         if self._preprocessing is not None:
             data = self._preprocessing(data)
@@ -103,20 +102,47 @@ class Engine:
             raise BundleError(f"The preprocessing of {self.bundle.name} leaves no image under the key '{IMAGE}'.")
         progress(0.1)
         raw = self._inferer(image.as_tensor().unsqueeze(0).to(self.device), self._watched(image, progress))
-        if not isinstance(raw, torch.Tensor):
-            raise BundleError(
-                f"The inferer of {self.bundle.name} gave {type(raw).__name__}; it has to give one tensor."
-            )
-        if not bool(torch.isfinite(raw).all()):
-            raise UnusableAnswerError(f"The network of {self.bundle.name} gave values that are no numbers.")
         progress(0.9)
-        data[PRED] = MetaTensor(raw[0].cpu(), meta=image.meta, applied_operations=image.applied_operations)
+        data = {**data, **self._placed(raw, image)}
         if self._postprocessing is not None:
             data = self._postprocessing(data)
-        answer = data[PRED]
-        if not isinstance(answer, MetaTensor):
+        missing = sorted(self.bundle.keys - set(data))
+        if missing:
+            raise BundleError(
+                f"The postprocessing of {self.bundle.name} leaves nothing under the key '{missing[0]}', which its"
+                " dicomai.toml reads."
+            )
+        if self.bundle.layers and not isinstance(data[PRED], MetaTensor):
             raise BundleError(f"The postprocessing of {self.bundle.name} loses where the mask lies (no MetaTensor).")
-        return answer
+        return Given(
+            name=self.bundle.name,
+            data={key: data[key] for key in self.bundle.keys},
+            affine=np.asarray(image.affine.detach().cpu(), dtype=np.float64),
+            shape=tuple(image.shape[1:]),
+        )
+
+    def _placed(self, raw: Any, image: MetaTensor) -> dict[str, Any]:
+        """Name what an inferer gave as MONAI does, without the batch, and say of images where they lie.
+
+        A tensor, (1, channel, ...), is `pred`. Several of them bear their names already. Detectors give a list with a
+        dictionary for each image, of tensors that have no batch.
+        """
+        name = self.bundle.name
+        if isinstance(raw, list | tuple) and len(raw) == 1 and isinstance(raw[0], dict):
+            named = dict(raw[0])
+        else:
+            batches = raw if isinstance(raw, dict) else {PRED: raw}
+            named = {key: one[0] if isinstance(one, torch.Tensor) and one.ndim else one for key, one in batches.items()}
+        for key, one in named.items():
+            if not isinstance(one, torch.Tensor):
+                raise BundleError(
+                    f"The inferer of {name} gave {type(one).__name__} as '{key}'; it has to give a tensor, or a"
+                    " dictionary of them."
+                )
+            if not bool(torch.isfinite(one).all()):
+                raise UnusableAnswerError(f"The network of {name} gave values that are no numbers.")
+            named[key] = _located(one.cpu(), image)
+        return named
 
     def _image_key(self, data: Mapping[str, Any]) -> str:
         return IMAGE if IMAGE in data else self.bundle.inputs[0].role
@@ -149,6 +175,13 @@ class Engine:
                 break
             cause = cause.__cause__
         return InferenceError(f"{name} did not run: {_one_line(cause)}.")
+
+
+def _located(answer: torch.Tensor, image: MetaTensor) -> torch.Tensor:
+    """Say of an image where it lies: where the one that the network saw does. A vector lies nowhere."""
+    if answer.ndim != image.ndim:
+        return answer
+    return MetaTensor(answer, meta=image.meta, applied_operations=image.applied_operations)
 
 
 def load(bundle: Bundle, weights_dir: Path, device: Device = "auto") -> Engine:

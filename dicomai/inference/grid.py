@@ -12,12 +12,13 @@ from dicomai.errors import UnreadableError
 from dicomai.inference.errors import UnusableAnswerError
 from dicomai.volume import Volume
 
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""Turns positions between LPS and RAS, either way."""
 
 
 def ras_affine(volume: Volume) -> NDArray[np.float64]:
     """Give the affine, (4, 4), that maps indices (x, y, z, 1) of a volume to RAS positions in mm."""
-    return np.asarray(_LPS_TO_RAS @ volume.affine[:, [2, 1, 0, 3]], dtype=np.float64)
+    return np.asarray(LPS_TO_RAS @ volume.affine[:, [2, 1, 0, 3]], dtype=np.float64)
 
 
 def to_tensor(volume: Volume) -> MetaTensor:
@@ -50,18 +51,7 @@ def to_label_maps(answer: MetaTensor, volume: Volume, name: str) -> NDArray[np.u
     Raises:
         UnusableAnswerError: the answer lies on another grid, or holds what is no label.
     """
-    expected = tuple(reversed(volume.array.shape))
-    if tuple(answer.shape[1:]) != expected:
-        raise UnusableAnswerError(
-            f"The mask of {name} lies on another grid, {_by(answer.shape[1:])} voxels and not {_by(expected)}:"
-            " its postprocessing has to invert its preprocessing (Invertd)."
-        )
-    deviation, allowed = _deviation(answer, volume), 0.01 * min(volume.spacing)
-    if deviation > allowed:
-        raise UnusableAnswerError(
-            f"The mask of {name} lies on another grid, {deviation:.3g} mm off the images: its postprocessing has to"
-            " invert its preprocessing (Invertd)."
-        )
+    _check_place(answer, volume, f"mask of {name}")
     array = answer.as_tensor().detach().cpu().numpy()
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise UnusableAnswerError(f"The mask of {name} holds values that are no numbers.")
@@ -75,6 +65,48 @@ def to_label_maps(answer: MetaTensor, volume: Volume, name: str) -> NDArray[np.u
             f"The mask of {name} holds fractions: its postprocessing has to make labels of them (AsDiscreted)."
         )
     return np.ascontiguousarray(labels.transpose(0, 3, 2, 1))
+
+
+def to_map(answer: object, channel: int, volume: Volume, what: str) -> NDArray[np.float32]:
+    """Make of a channel of what postprocessing left a map on the grid of the source images.
+
+    Args:
+        answer: (channel, x, y, z), on the source's grid.
+        channel: which of its channels, from 0.
+        volume: the source.
+        what: names it in the sentence, such as 'saliency of lungs'.
+
+    Returns:
+        (z, y, x), a view of the answer where that holds float32.
+
+    Raises:
+        UnusableAnswerError: it is no image, lies on another grid, or has no such channel.
+    """
+    if not isinstance(answer, MetaTensor):
+        raise UnusableAnswerError(f"The {what} does not say where it lies (no MetaTensor): it has to be an image.")
+    _check_place(answer, volume, what)
+    if channel >= len(answer):
+        raise UnusableAnswerError(
+            f"The {what} has {len(answer)} channels and dicomai.toml names channel {channel}, counted from 0."
+        )
+    array = answer.as_tensor()[channel].detach().cpu().to(torch.float32).numpy()
+    return np.asarray(array.transpose(2, 1, 0))
+
+
+def _check_place(answer: MetaTensor, volume: Volume, what: str) -> None:
+    """Refuse what does not lie on the grid of the source images, which nothing here resamples."""
+    expected = tuple(reversed(volume.array.shape))
+    if tuple(answer.shape[1:]) != expected:
+        raise UnusableAnswerError(
+            f"The {what} lies on another grid, {_by(answer.shape[1:])} voxels and not {_by(expected)}:"
+            " its postprocessing has to invert its preprocessing (Invertd)."
+        )
+    deviation, allowed = _deviation(answer, volume), 0.01 * min(volume.spacing)
+    if deviation > allowed:
+        raise UnusableAnswerError(
+            f"The {what} lies on another grid, {deviation:.3g} mm off the images: its postprocessing has to"
+            " invert its preprocessing (Invertd)."
+        )
 
 
 def _deviation(answer: MetaTensor, volume: Volume) -> float:
