@@ -15,8 +15,8 @@ _SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 _REPORT = "1.2.840.10008.5.1.4.1.1.88.34"
 _PICTURE = "keyimage"
 
-# Segmentations and structured reports, which a legacy PACS does not show.
-_NOT_FOR_LEGACY = frozenset({"seg", "sr", "report"})
+# Segmentations and structured reports, which a legacy PACS does not show, and the pictures that stand in for them.
+_INSTEAD = {"seg": _PICTURE, "sr": _PICTURE, "report": "reportimage"}
 
 
 class Profile(StrEnum):
@@ -51,11 +51,12 @@ class Probe:
 def wanted(profile: Profile, outputs: Iterable[str]) -> tuple[str, ...]:
     """Give the outputs that go to a destination, of those that a route names.
 
-    A legacy PACS is sent the key image in place of segmentations and reports, whether or not the route names it.
+    A legacy PACS is sent the key image in place of segmentations and reports, whether or not the route names it, and in
+    place of the report that images were not analysed a picture that says so.
     """
     if profile is not Profile.LEGACY:
         return tuple(outputs)
-    return tuple(dict.fromkeys([*(one for one in outputs if one not in _NOT_FOR_LEGACY), _PICTURE]))
+    return tuple(dict.fromkeys([*(_INSTEAD.get(one, one) for one in outputs), _PICTURE]))
 
 
 def label_map(takers: Iterable[tuple[Profile, Probe | None]]) -> str | None:

@@ -18,7 +18,7 @@ from skimage.measure import find_contours
 
 from dicomai import words
 from dicomai.errors import UnreadableError
-from dicomai.findings import Findings, Measurement, Region, Segment, Shape, found_segments, missing_segments
+from dicomai.findings import Findings, Measurement, Outcome, Region, Segment, Shape, found_segments, missing_segments
 from dicomai.stacks import attributes, number
 from dicomai.study import Frame
 from dicomai.volume import Volume
@@ -26,7 +26,8 @@ from dicomai.volume import Volume
 MARK = "AI, unverified"
 
 YELLOW = (255, 214, 0)
-_WHITE, _GREY = (240, 240, 240), (170, 170, 170)
+WHITE = (240, 240, 240)
+_GREY = (170, 170, 170)
 
 _PANEL = 480  # pixels of a slice's longer side
 _GAP = 6
@@ -69,7 +70,9 @@ def montage(volume: Volume, findings: Findings, *, slices: int = 3, title: str =
     Returns:
         An RGB image. Every slice bears 'AI, unverified', its orientation and its place.
     """
-    chosen = choose_slices(findings, volume.shape[0], slices)
+    to_index = np.linalg.inv(volume.affine)
+    centers = [round(float((to_index @ [*one.region.center, 1])[0])) for one in findings.detections]
+    chosen = choose_slices(findings, volume.shape[0], slices, centers)
     shown = window(volume.array[list(chosen)], volume.frames[chosen[len(chosen) // 2]])
     panels = [panel(volume, findings, z, shown, _PANEL) for z in chosen]
     lines = [*([Line(title)] if title else []), *legend(findings)]
@@ -89,7 +92,7 @@ def compose(panels: Sequence[Image.Image], lines: Sequence[Line], *, per_row: in
     rows = -(-len(panels) // columns)
     width, height = panels[0].size
     total = columns * (width + _GAP) + _GAP
-    footer = _footer(lines, total, text)
+    footer = page(lines, total, text)
     picture = Image.new("RGB", (total, rows * (height + _GAP) + _GAP + footer.height))
     for index, one in enumerate(panels):
         row, column = divmod(index, columns)
@@ -98,15 +101,19 @@ def compose(panels: Sequence[Image.Image], lines: Sequence[Line], *, per_row: in
     return picture
 
 
-def choose_slices(findings: Findings, depth: int, slices: int) -> tuple[int, ...]:
-    """Choose slices: evenly over what was segmented, the one with the largest area among them.
+def choose_slices(findings: Findings, depth: int, slices: int, detected: Sequence[int] = ()) -> tuple[int, ...]:
+    """Choose slices: evenly over what was found, the one with the largest area, or most detections, among them.
 
     Args:
         findings: label maps (z, y, x).
         depth: how many slices the volume has.
         slices: how many are wanted; fewer are given where there are not as many.
+        detected: the slice nearest to each detection; one outside of the volume does not count.
     """
     areas = np.zeros(depth, dtype=np.int64)
+    for z in detected:
+        if 0 <= z < depth:
+            areas[z] += 1
     for layer in findings.layers:
         areas += np.count_nonzero(layer.labels, axis=(1, 2))
     filled = np.flatnonzero(areas)
@@ -296,10 +303,10 @@ def _label(picture: Image.Image, volume: Volume, z: int, size: int) -> None:
     place = _place(volume, z)
     lift = 0 if _font(size).getlength(place) < width / 2 - 2 * size else 1.4 * size  # above the letter at the edge
     for text, at, anchor, color in (
-        (side.left, (6, height / 2), "lm", _WHITE),
-        (side.right, (width - 6, height / 2), "rm", _WHITE),
-        (side.top, (width / 2, 6), "mt", _WHITE),
-        (side.bottom, (width / 2, height - 6), "mb", _WHITE),
+        (side.left, (6, height / 2), "lm", WHITE),
+        (side.right, (width - 6, height / 2), "rm", WHITE),
+        (side.top, (width / 2, 6), "mt", WHITE),
+        (side.bottom, (width / 2, height - 6), "mb", WHITE),
         (MARK, (6, 6), "lt", YELLOW),
         (place, (6, height - 6 - lift), "lb", _GREY),
     ):
@@ -328,18 +335,40 @@ def legend(findings: Findings) -> Iterator[Line]:
     """Give each segment's colour, label and numbers, then what was not found, then what a reader must know."""
     found = found_segments(findings)
     for segment in (one.segment for one in found):
-        text = f"{segment.label}  {numbers_of(segment, findings.measurements)}".rstrip()
-        yield Line(text, _WHITE, segment.color)
+        yield named(segment, findings.measurements)
     for _, segment in missing_segments(findings, found):
-        yield Line(f"{segment.label}: looked for, not found", _WHITE, segment.color)
+        yield Line(f"{segment.label}: looked for, not found", WHITE, segment.color)
     for one in words.statements(findings):
-        yield Line(f"{one.about}: {one.value}", _WHITE, one.color)
+        yield stated(one)
+    yield from nothing(findings)
     for remark in findings.remarks:
         yield Line(remark, YELLOW)
 
 
-def _footer(lines: Sequence[Line], width: int, size: int) -> Image.Image:
-    """Draw lines of text below each other; those that explain contours in columns where they are many."""
+def named(segment: Segment, measurements: Sequence[Measurement]) -> Line:
+    """Give a segment's colour, label and numbers."""
+    return Line(f"{segment.label}  {numbers_of(segment, measurements)}".rstrip(), WHITE, segment.color)
+
+
+def stated(one: words.Statement) -> Line:
+    """Give what was classified, scored or detected."""
+    return Line(f"{one.about}: {one.value}", WHITE, one.color)
+
+
+def nothing(findings: Findings) -> Iterator[Line]:
+    """Say that nothing was found, where no segment was looked for and no answer says it."""
+    if findings.outcome is Outcome.NEGATIVE and not findings.layers and not findings.evaluations:
+        yield Line("Nothing was found of what was looked for.", WHITE)
+
+
+def page(lines: Sequence[Line], width: int, size: int) -> Image.Image:
+    """Draw lines of text below each other; those that explain contours in columns where they are many.
+
+    Args:
+        lines: in this order; one that is too long is broken.
+        width: of the picture, in pixels.
+        size: of the text, in pixels.
+    """
     blocks: list[list[Image.Image]] = []
     for explains, group in groupby(lines, key=lambda line: line.swatch is not None):
         block = list(group)

@@ -1,13 +1,15 @@
-r"""Grayscale Softcopy Presentation State (PS3.3 A.33.1): outlines of the segments as graphics over the source images.
+r"""Grayscale Softcopy Presentation State (PS3.3 A.33.1): outlines of what was found as graphics over the source images.
 
-Each segment has a layer of its own, in its colour, that a reader can switch off; its label and numbers stand on the
-slice of its largest area, 'AI, unverified' on every image. Grey values are shown as the source images say.
+Each segment has a layer of its own, in its colour, that a reader can switch off, and all detections have one; a label
+and numbers stand on the slice of a segment's largest area, and where a detection has its centre, 'AI, unverified' on
+every image. Grey values are shown as the source images say.
 
 Graphics are in PIXEL units: 0\0 is the top left corner of the first pixel, 1\1 its bottom right corner, so that its
 centre is 0.5\0.5 (PS3.3 C.10.5.1.2).
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from highdicom.color import CIELabColor
@@ -16,7 +18,7 @@ from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 from pydicom.uid import GrayscaleSoftcopyPresentationStateStorage
 
-from dicomai import pixels, render
+from dicomai import pixels, render, words
 from dicomai.findings import Findings, NumberedSegment, found_segments
 from dicomai.outputs.common import (
     begin,
@@ -30,7 +32,8 @@ from dicomai.outputs.common import (
     tracking,
 )
 from dicomai.outputs.contours import Polygon, masks, outlines, speckled
-from dicomai.outputs.keyimage import areas, choose_slices
+from dicomai.outputs.groups import identified
+from dicomai.outputs.keyimage import affine, areas, choose_slices, detected, drawn_on
 from dicomai.outputs.provenance import Provenance, Sources
 from dicomai.stacks import attributes, number
 from dicomai.study import Frame
@@ -40,14 +43,33 @@ SOP_CLASS_UID = GrayscaleSoftcopyPresentationStateStorage
 _GRAPHIC_DATA = Tag("GraphicData")
 _MOST_POINTS = 65534 // 8  # of a line: two 32 bit numbers each, in 16 bits of length
 _MARK_LAYER = "AI_UNVERIFIED"
+_DETECTIONS = "DETECTIONS"
 _MARK_BOX = ([0.01, 0.01], [0.99, 0.05])  # of the displayed area
 _THREADS = 2
 
 Window = tuple[float, float, str]  # centre, width, VOI LUT Function
 
 
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A VOI LUT (PS3.3 C.11.2.1.1): what its LUT Descriptor says, that element's VR, and LUT Data."""
+
+    vr: str
+    entries: int
+    first: int
+    bits: int
+    data: bytes
+
+    def item(self) -> Dataset:
+        """Give the item of VOI LUT Sequence."""
+        made = Dataset()
+        made.add_new("LUTDescriptor", self.vr, [self.entries, self.first, self.bits])
+        made.add_new("LUTData", "OW", self.data)
+        return made
+
+
 def build(findings: Findings, sources: Sources, provenance: Provenance) -> Dataset | None:
-    """Draw the segments' outlines as graphics; None where no segment has a voxel, or where they cannot be shown right.
+    """Draw outlines of segments and detections as graphics; None where there is neither, or they cannot be shown right.
 
     That is where the images' grey values cannot be stated (`_can_show_grey`), and where there are too many parts.
 
@@ -65,8 +87,10 @@ def build(findings: Findings, sources: Sources, provenance: Provenance) -> Datas
     check_shapes(findings, sources)
     found = found_segments(findings)
     counted = areas(findings)
-    shown = [sources.frames[z] for z in np.flatnonzero(np.any(list(counted.values()), axis=0))] if found else []
-    if not found or not _can_show_grey(shown) or speckled(findings, found, counted):
+    seen = [[*drawn_on(one, sources, range(len(sources.frames)))] for one in findings.detections]
+    filled = np.flatnonzero(np.any(list(counted.values()), axis=0)) if found else ()
+    shown = [sources.frames[z] for z in sorted({*map(int, filled), *(z for slices in seen for z in slices)})]
+    if not shown or not _can_show_grey(shown) or speckled(findings, found, counted):
         return None
     made = begin("gsps", SOP_CLASS_UID, "PR", provenance)
     made.ContentLabel = _MARK_LAYER
@@ -74,13 +98,19 @@ def build(findings: Findings, sources: Sources, provenance: Provenance) -> Datas
     made.ContentCreatorName = "dicomai^"
     made.PresentationCreationDate = made.PresentationCreationTime = None  # `finish` knows them
     made.GraphicLayerSequence = [*_layers(found, provenance)]
-    made.GraphicAnnotationSequence = [_mark(provenance), *_drawn(findings, found, sources, provenance)]
+    if any(seen):
+        made.GraphicLayerSequence.append(_layer(_DETECTIONS, len(found) + 2, "Detections", words.DETECTED))
+    made.GraphicAnnotationSequence = [
+        _mark(provenance),
+        *_drawn(findings, found, sources, provenance),
+        *_detected(findings, seen, sources, provenance),
+    ]
     series = Dataset()
     series.SeriesInstanceUID = str(sources.header.SeriesInstanceUID)
     series.ReferencedImageSequence = references(shown)
     made.ReferencedSeriesSequence = [series]
     made.DisplayedAreaSelectionSequence = [_whole_image(sources)]
-    chosen = choose_slices(counted, len(sources.frames))
+    chosen = choose_slices(counted, len(sources.frames), detected(findings, sources))
     _show_grey(made, shown, [sources.frames[z] for z in chosen])
     inverse = sources.header.get("PhotometricInterpretation") == "MONOCHROME1"
     made.PresentationLUTShape = "INVERSE" if inverse else "IDENTITY"
@@ -130,25 +160,57 @@ def _drawn(
     """Draw each segment on each image that it lies on (PS3.3 C.10.5)."""
     counted = areas(findings)
     for one, z, mask in masks(findings, found, counted):
-        identifier, uid = tracking(provenance, one.layer, one.segment)
         lines = [polygon + 0.5 for polygon in outlines(mask)]
-        item = Dataset()
-        item.ReferencedImageSequence = [reference(sources.frames[z])]
-        item.GraphicLayer = _layer_name(one)
-        if z == int(np.argmax(counted[one.layer, one.segment.number])):
-            item.TextObjectSequence = [_text(one, findings, lines)]
-        item.GraphicObjectSequence = []
-        for points in (part for line in lines for part in _parts(line)):
-            drawn = Dataset()
-            drawn.GraphicAnnotationUnits, drawn.GraphicDimensions = "PIXEL", 2
-            drawn.NumberOfGraphicPoints = len(points)
-            drawn.GraphicType, drawn.GraphicFilled = "POLYLINE", "N"
-            drawn.TrackingID, drawn.TrackingUID = identifier, uid
-            drawn[_GRAPHIC_DATA] = _data(points)
-            # Says that the bytes are in the data set's own encoding: they are then written as they are.
-            drawn.set_original_encoding(False, True, drawn._character_set)
-            item.GraphicObjectSequence.append(drawn)
-        yield item
+        numbers = render.numbers_of(one.segment, findings.measurements)
+        said = ", ".join([one.segment.label, *([numbers] if numbers else [])])
+        largest = z == int(np.argmax(counted[one.layer, one.segment.number]))
+        named = tracking(provenance, one.layer, one.segment)
+        yield _annotation(_layer_name(one), sources.frames[z], lines, named, said if largest else "")
+
+
+def _detected(
+    findings: Findings, seen: Sequence[Sequence[int]], sources: Sources, provenance: Provenance
+) -> Iterator[Dataset]:
+    """Draw each detection on each image that shows some of it; what it is stands where its centre is nearest."""
+    place, size = geometry(sources), (int(sources.header.Rows), int(sources.header.Columns))
+    statements = (one for one in words.statements(findings) if one.kind == "Detection")
+    centers = detected(findings, sources)
+    for n, (one, said, slices) in enumerate(zip(findings.detections, statements, seen, strict=True), 1):
+        named = identified(one.type, "detection", n, provenance)
+        told = centers[n - 1] if centers[n - 1] in slices else next(iter(slices), None)
+        for z in slices:
+            lines = [polygon + 0.5 for polygon in outlines(render.region(one.region, affine(place, z), size, 0))]
+            text = f"{said.about}: {said.value}" if z == told else ""
+            yield _annotation(_DETECTIONS, sources.frames[z], lines, named, text)
+
+
+def _annotation(layer: str, frame: Frame, lines: Sequence[Polygon], named: tuple[str, str], text: str) -> Dataset:
+    """Draw closed lines on an image, with a text at their highest corner (PS3.3 C.10.5).
+
+    Args:
+        layer: its Graphic Layer.
+        frame: of the image.
+        lines: in PIXEL units.
+        named: tracking identifier and UID.
+        text: empty for none.
+    """
+    item = Dataset()
+    item.ReferencedImageSequence = [reference(frame)]
+    item.GraphicLayer = layer
+    if text:
+        item.TextObjectSequence = [_text(text, lines)]
+    item.GraphicObjectSequence = []
+    for points in (part for line in lines for part in _parts(line)):
+        drawn = Dataset()
+        drawn.GraphicAnnotationUnits, drawn.GraphicDimensions = "PIXEL", 2
+        drawn.NumberOfGraphicPoints = len(points)
+        drawn.GraphicType, drawn.GraphicFilled = "POLYLINE", "N"
+        drawn.TrackingID, drawn.TrackingUID = named
+        drawn[_GRAPHIC_DATA] = _data(points)
+        # Says that the bytes are in the data set's own encoding: they are then written as they are.
+        drawn.set_original_encoding(False, True, drawn._character_set)
+        item.GraphicObjectSequence.append(drawn)
+    return item
 
 
 def _parts(line: Polygon) -> Iterator[Polygon]:
@@ -164,15 +226,14 @@ def _data(points: Polygon) -> RawDataElement:
     return RawDataElement(_GRAPHIC_DATA, "FL", len(encoded), encoded, 0, False, True)
 
 
-def _text(one: NumberedSegment, findings: Findings, lines: Sequence[Polygon]) -> Dataset:
-    """Write a segment's label and numbers, anchored at the highest corner of its outline."""
+def _text(said: str, lines: Sequence[Polygon]) -> Dataset:
+    """Write a text, anchored at the highest corner of an outline."""
     corners = np.concatenate(lines)
     text = Dataset()
     text.AnchorPointAnnotationUnits = "PIXEL"
     text.AnchorPoint = corners[np.argmin(corners[:, 1])].tolist()
     text.AnchorPointVisibility = "Y"
-    numbers = render.numbers_of(one.segment, findings.measurements)
-    text.UnformattedTextValue = ", ".join([one.segment.label, *([numbers] if numbers else [])])[:1024]
+    text.UnformattedTextValue = said[:1024]
     return text
 
 
@@ -198,26 +259,31 @@ def _can_show_grey(shown: Sequence[Frame]) -> bool:
 
 
 def _show_grey(made: Dataset, shown: Sequence[Frame], chosen: Sequence[Frame]) -> None:
-    """Show grey values as the images say (PS3.3 C.11.1, C.11.8): Modality LUT and windows.
+    """Show grey values as the images say (PS3.3 C.11.1, C.11.8): Modality LUT, windows and VOI LUTs.
 
     A presentation state has one rescaling for all of its images. Where theirs differ, as in PET, it has none, and the
-    windows are those of the stored values. An image without a window gets that of the slices chosen for key images.
+    windows are those of the stored values. An image with neither window nor LUT gets the window of the slices chosen
+    for key images.
     """
     rescalings = [_rescaling(frame) for frame in shown]
     shared = len(set(rescalings)) == 1
     if shared:
         slope, intercept, made.RescaleType = rescalings[0]
         (made.RescaleSlope,), (made.RescaleIntercept,) = decimals((slope,)), decimals((intercept,))
-    by_window: dict[Window, list[Frame]] = {}
-    for frame, rescaling, window in zip(shown, rescalings, _windows(shown, chosen), strict=True):
-        by_window.setdefault(window if shared else _stored(window, rescaling), []).append(frame)
+    by_voi: dict[Window | Table, list[Frame]] = {}
+    for frame, rescaling, voi in zip(shown, rescalings, _vois(shown, chosen, tables=shared), strict=True):
+        by_voi.setdefault(voi if shared or isinstance(voi, Table) else _stored(voi, rescaling), []).append(frame)
     made.SoftcopyVOILUTSequence = []
-    for (center, width, function), frames in by_window.items():
+    for voi, frames in by_voi.items():
         item = Dataset()
-        if len(by_window) > 1:
+        if len(by_voi) > 1:
             item.ReferencedImageSequence = references(frames)
-        (item.WindowCenter,), (item.WindowWidth,) = decimals((center,)), decimals((width,))
-        item.VOILUTFunction = function
+        if isinstance(voi, Table):
+            item.VOILUTSequence = [voi.item()]
+        else:
+            center, width, function = voi
+            (item.WindowCenter,), (item.WindowWidth,) = decimals((center,)), decimals((width,))
+            item.VOILUTFunction = function
         made.SoftcopyVOILUTSequence.append(item)
 
 
@@ -228,15 +294,31 @@ def _rescaling(frame: Frame) -> tuple[float, float, str]:
     return slope or 1.0, intercept or 0.0, str(said.get("RescaleType") or "US")
 
 
-def _windows(shown: Sequence[Frame], chosen: Sequence[Frame]) -> list[Window]:
-    """Give each frame's window, after rescaling."""
-    stated = [_stated(frame) for frame in shown]
+def _vois(shown: Sequence[Frame], chosen: Sequence[Frame], *, tables: bool) -> list[Window | Table]:
+    """Give each frame's window, after rescaling, or its VOI LUT where it has no window and tables are of use."""
+    stated = [_stated(frame) or (_table(frame) if tables else None) for frame in shown]
     if all(stated):
-        return [window for window in stated if window]
+        return [voi for voi in stated if voi]
     low, high = render.window(pixels.decode(chosen, _THREADS), chosen[len(chosen) // 2])
     center, width = (float(f"{value:.6g}") for value in ((low + high) / 2, high - low))
     made = (center, width, "LINEAR" if width >= 1 else "LINEAR_EXACT")
-    return [window or made for window in stated]
+    return [voi or made for voi in stated]
+
+
+def _table(frame: Frame) -> Table | None:
+    """Give the first VOI LUT of an image; None where it has none, or one that cannot be read."""
+    given = attributes(frame, "FrameVOILUTSequence").get("VOILUTSequence")
+    if not given or "LUTDescriptor" not in given[0] or "LUTData" not in given[0]:
+        return None
+    descriptor, data = given[0]["LUTDescriptor"], given[0]["LUTData"].value
+    if descriptor.VR not in ("US", "SS") or descriptor.VM != 3:
+        return None
+    entries, first, bits = (int(value) for value in descriptor.value)
+    data = data if isinstance(data, bytes) else np.asarray(data, dtype="<u2").tobytes()
+    length = 2 * (entries or 65536)  # 65536 entries are written as 0 (PS3.3 C.11.2.1.1)
+    if len(data) != length and not (bits <= 8 and len(data) in (length // 2, length // 2 + entries % 2)):
+        return None
+    return Table(str(descriptor.VR), entries, first, bits, data)
 
 
 def _stated(frame: Frame) -> Window | None:

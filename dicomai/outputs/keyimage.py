@@ -10,26 +10,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-from highdicom.sc import SCImage
 from numpy.typing import NDArray
 from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
 from pydicom.uid import SecondaryCaptureImageStorage
 
 from dicomai import pixels, render
 from dicomai.findings import Detection, Findings
 from dicomai.findings import areas as slice_areas
-from dicomai.outputs.common import (
-    Geometry,
-    carry,
-    check_shapes,
-    code_item,
-    equipment,
-    finish,
-    geometry,
-    say_lossy,
-)
+from dicomai.outputs.common import Geometry, check_shapes, code_item, finish, geometry, references
+from dicomai.outputs.picture import capture
 from dicomai.outputs.provenance import Provenance, Sources
 from dicomai.volume import Volume
 
@@ -62,31 +54,16 @@ def build(findings: Findings, sources: Sources, provenance: Provenance) -> Datas
     check_shapes(findings, sources)
     counted = areas(findings)
     chosen = choose_slices(counted, len(sources.frames), detected(findings, sources))
-    made = SCImage(
-        pixel_array=_picture(findings, sources, provenance, chosen, hidden(findings, sources, counted, chosen)),
-        photometric_interpretation="RGB",
-        bits_allocated=8,
-        coordinate_system="PATIENT",
-        patient_orientation=("L", "P"),  # takes one letter only; the real one follows
-        study_instance_uid="1.1",  # `finish` puts the patient and the study in
-        series_instance_uid=provenance.uid("keyimage", "series"),
-        series_number=provenance.series_number("keyimage"),
-        sop_instance_uid=provenance.uid("keyimage", "instance"),
-        instance_number=1,
-        **equipment(provenance),
-    )
-    side = render.edges(_affine(geometry(sources), chosen[0]))
+    picture = _picture(findings, sources, provenance, chosen, hidden(findings, sources, counted, chosen))
+    made = capture(picture, "keyimage", sources, provenance)
+    side = render.edges(affine(geometry(sources), chosen[0]))
     made.PatientOrientation = [side.right, side.bottom]
-    made.ConversionType = "WSD"
-    # Of the clock and without a zone: the content's date and time say it.
-    del made.DateOfSecondaryCapture, made.TimeOfSecondaryCapture
-    made.BurnedInAnnotation = "YES"
-    made.ImageComments = f"{render.MARK}: {provenance.algorithm.name} {provenance.algorithm.version}"
-    _refer(made, sources, chosen)
-    say_lossy(made, sources)
-    for keyword in ("BodyPartExamined", "Laterality"):
-        if sources.header.get(keyword):
-            carry(made, sources.header, keyword)
+    made.DerivationDescription = "Slices with the contours of segments drawn on them, side by side"
+    made.DerivationCodeSequence = [
+        code_item(codes.cid7203.SegmentationImageDerivation),
+        code_item(codes.cid7203.SpatiallyRelatedFramesExtractedFromTheVolume),
+    ]
+    made.SourceImageSequence = shown(sources, chosen, codes.cid7202.SourceImageForMontage)
     return finish(made, sources, provenance, "keyimage")
 
 
@@ -126,7 +103,7 @@ def outside(findings: Findings, sources: Sources) -> tuple[Detection, ...]:
     if not findings.detections:
         return ()
     place = geometry(sources)
-    from_first, from_last = (np.linalg.inv(_affine(place, z)) for z in (0, -1))
+    from_first, from_last = (np.linalg.inv(affine(place, z)) for z in (0, -1))
     limits = np.asarray([int(sources.header.Rows), int(sources.header.Columns)]) - 0.5
     found = []
     for one in findings.detections:
@@ -182,27 +159,38 @@ def hidden(findings: Findings, sources: Sources, areas: Areas, chosen: Sequence[
         label = next((one.label for one in findings.layers[index].segments if one.number == value), None)
         if label is not None and not area[list(chosen)].any():
             names.append((label, int(np.argmax(area))))
-    places = [*zip(findings.detections, detected(findings, sources), strict=True)]
-    beyond = outside(findings, sources)
-    names += [(one.type.meaning, z) for one, z in places if z not in chosen and one not in beyond]
     images = [(name, render.image_name(sources.frames[z])) for name, z in names]
-    images += [(one.type.meaning, "outside of the images") for one in beyond if not _reaches(one, sources, chosen)]
+    beyond = outside(findings, sources)
+    for one, z in zip(findings.detections, detected(findings, sources), strict=True):
+        if not any(True for _ in drawn_on(one, sources, chosen)):
+            where = "outside of the images" if one in beyond else render.image_name(sources.frames[z])
+            images.append((one.type.meaning, where))
     return ", ".join(f"{name} ({image})" if image else name for name, image in images)
 
 
-def _reaches(one: Detection, sources: Sources, chosen: Sequence[int]) -> bool:
-    """Tell whether something of a detection is drawn on a slice."""
+def drawn_on(one: Detection, sources: Sources, chosen: Sequence[int]) -> Iterator[int]:
+    """Give those of some slices on which something of a detection is drawn.
+
+    Raises:
+        GeometryError: an image does not say where it lies.
+    """
     place, size = geometry(sources), (int(sources.header.Rows), int(sources.header.Columns))
-    return any(render.region(one.region, _affine(place, z), size, 0).any() for z in chosen)
+    normal = np.cross(place.orientation[:3], place.orientation[3:])
+    # Along the normal a box reaches as far as its half axes together, and an ellipsoid no farther.
+    far = sum(abs(float(np.dot(axis, normal))) for axis in one.region.semi_axes) + (place.spacing or np.inf)
+    away = np.abs((np.asarray(place.positions)[list(chosen)] - one.region.center) @ normal)
+    near = (z for z, distance in zip(chosen, away, strict=True) if distance <= far)
+    yield from (z for z in near if render.region(one.region, affine(place, z), size, 0).any())
 
 
-def panels(findings: Findings, sources: Sources, chosen: Sequence[int]) -> list[Image.Image]:
+def panels(findings: Findings, sources: Sources, chosen: Sequence[int], largest: int = _LARGE) -> list[Image.Image]:
     """Draw slices, each with its contours, 'AI, unverified', its orientation and its place; their pixels are read.
 
     Args:
         findings: label maps of shape (z, y, x).
         sources: the images that they lie on.
         chosen: indices of slices.
+        largest: the most pixels of a slice's longer side.
 
     Raises:
         GeometryError: an image does not say where it lies.
@@ -212,12 +200,16 @@ def panels(findings: Findings, sources: Sources, chosen: Sequence[int]) -> list[
     place = geometry(sources)
     frames = [sources.frames[z] for z in chosen]
     values = pixels.decode(frames, _THREADS)
-    longer = _longer_side(sources, place)
+    longer = longer_side(sources, largest)
+    windows: dict[tuple[float | None, float | None], tuple[float, float]] = {}
     drawn = []
     for z, frame, plane in zip(chosen, frames, values, strict=True):
-        single = Volume(plane[np.newaxis], _affine(place, z), (frame,), sources.lossy)
+        single = Volume(plane[np.newaxis], affine(place, z), (frame,), sources.lossy)
         layers = tuple(replace(layer, labels=layer.labels[z : z + 1]) for layer in findings.layers)
-        drawn.append(render.panel(single, replace(findings, layers=layers), 0, render.window(values, frame), longer))
+        stated = render.voi_window(frame)
+        if stated not in windows:
+            windows[stated] = render.window(values, frame)
+        drawn.append(render.panel(single, replace(findings, layers=layers), 0, windows[stated], longer))
     return drawn
 
 
@@ -228,63 +220,63 @@ def _picture(
     drawn = panels(findings, sources, chosen)
     lines = [*_lines(findings, sources, provenance, hidden)]
     per_row = 2 if len(drawn) == 4 else 3
-    text = render.text_size(_longer_side(sources, geometry(sources)))
+    text = render.text_size(longer_side(sources))
     return np.asarray(render.compose(drawn, lines, per_row=per_row, text=text))
+
+
+def made_by(sources: Sources, provenance: Provenance) -> render.Line:
+    """Say who made a picture, and of which series."""
+    algorithm = provenance.algorithm
+    series_number = sources.header.get("SeriesNumber")
+    of = f", of series {series_number}" if series_number is not None else ""
+    return render.Line(f"{render.MARK}: {algorithm.name} {algorithm.version}{of}", render.YELLOW)
 
 
 def _lines(findings: Findings, sources: Sources, provenance: Provenance, hidden: str) -> Iterator[render.Line]:
     """Give what stands below the slices: who made it, the legend, and what the picture does not show."""
-    algorithm = provenance.algorithm
-    series_number = sources.header.get("SeriesNumber")
-    of = f", of series {series_number}" if series_number is not None else ""
-    yield render.Line(f"{render.MARK}: {algorithm.name} {algorithm.version}{of}", render.YELLOW)
+    yield made_by(sources, provenance)
     yield from render.legend(findings)
     if hidden:
         yield render.Line(f"Found, but on none of these slices: {hidden}.")
-    predecessor = provenance.predecessor("keyimage")
-    if predecessor is not None:
-        yield render.Line(f"This picture replaces the one in series {predecessor.series_number}.")
+    for output in ("keyimage", "reportimage"):  # also the one that said that there is no result
+        predecessor = provenance.predecessor(output)
+        if predecessor is not None:
+            yield render.Line(f"This picture replaces the one in series {predecessor.series_number}.")
 
 
-def _longer_side(sources: Sources, place: Geometry) -> int:
-    """Give the pixels of a slice's longer side: a whole number per voxel where slices are small."""
-    rows, columns = int(sources.header.Rows), int(sources.header.Columns)
+def longer_side(sources: Sources, largest: int = _LARGE) -> int:
+    """Give the pixels of a slice's longer side: a whole number per voxel where slices are small.
+
+    Args:
+        sources: the images.
+        largest: the most that there are.
+    """
+    rows, columns, place = int(sources.header.Rows), int(sources.header.Columns), geometry(sources)
     finest = min(place.pixel_spacing)
     native = round(max(rows * place.pixel_spacing[0], columns * place.pixel_spacing[1]) / finest)
-    return min(native * -(-_SMALL // native), _LARGE)
+    return min(native * -(-_SMALL // native), largest)
 
 
-def _affine(place: Geometry, z: int) -> NDArray[np.float64]:
+def affine(place: Geometry, z: int) -> NDArray[np.float64]:
     """Give the affine of a slice as if it were a volume of its own: an index (0, y, x, 1) to LPS in mm."""
     right, down = np.asarray(place.orientation[:3]), np.asarray(place.orientation[3:])
-    affine = np.eye(4)
-    affine[:3, 0] = np.cross(right, down) * (place.spacing or place.slice_thickness)
-    affine[:3, 1] = down * place.pixel_spacing[0]
-    affine[:3, 2] = right * place.pixel_spacing[1]
-    affine[:3, 3] = place.positions[z]
-    return affine
+    made = np.eye(4)
+    made[:3, 0] = np.cross(right, down) * (place.spacing or place.slice_thickness)
+    made[:3, 1] = down * place.pixel_spacing[0]
+    made[:3, 2] = right * place.pixel_spacing[1]
+    made[:3, 3] = place.positions[z]
+    return made
 
 
-def _refer(made: Dataset, sources: Sources, chosen: Sequence[int]) -> None:
-    """Name the slices that are shown, and how the picture came from them (PS3.3 C.7.6.1.1.3, C.7.6.1.1.4)."""
-    made.DerivationDescription = "Slices with the contours of segments drawn on them, side by side"
-    made.DerivationCodeSequence = [
-        code_item(codes.cid7203.SegmentationImageDerivation),
-        code_item(codes.cid7203.SpatiallyRelatedFramesExtractedFromTheVolume),
-    ]
-    shown: dict[str, list[int]] = {}
-    for frame in (sources.frames[z] for z in chosen):
-        numbers = shown.setdefault(frame.instance.sop_instance_uid, [])
-        numbers += [frame.number] if frame.number is not None else []
-    made.SourceImageSequence = []
-    for instance in sources.instances:
-        if instance.sop_instance_uid in shown:
-            item = Dataset()
-            item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = (
-                instance.sop_class_uid,
-                instance.sop_instance_uid,
-            )
-            if shown[instance.sop_instance_uid]:
-                item.ReferencedFrameNumber = shown[instance.sop_instance_uid]
-            item.PurposeOfReferenceCodeSequence = [code_item(codes.cid7202.SourceImageForMontage)]
-            made.SourceImageSequence.append(item)
+def shown(sources: Sources, chosen: Sequence[int], purpose: Code) -> list[Dataset]:
+    """Name the images, and frames, of the slices that are shown (PS3.3 C.7.6.1.1.4).
+
+    Args:
+        sources: the images.
+        chosen: indices of slices.
+        purpose: what they were used for (CID 7202).
+    """
+    items = references(sources.frames[z] for z in chosen)
+    for item in items:
+        item.PurposeOfReferenceCodeSequence = [code_item(purpose)]
+    return items

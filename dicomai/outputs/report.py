@@ -29,23 +29,29 @@ def not_analysed(why: str, sources: Sources, provenance: Provenance) -> Dataset:
     Raises:
         IdentityError: the newest instance lies in another study than the images.
     """
-    algorithm = provenance.algorithm
-    series_number = sources.header.get("SeriesNumber")
-    images = f"Series {series_number} was" if series_number is not None else "The images were"
     return document.build(
         "report",
         document.NOT_ANALYSED,
-        [f"{images} not analysed by {algorithm.name} {algorithm.version}: {why}"],
+        [headline(why, sources, provenance)],
         (),
-        document.evaluations(codes.cid6047.NoAlgorithmsSucceededWithoutFindings, _sentences(provenance)),
+        document.evaluations(codes.cid6047.NoAlgorithmsSucceededWithoutFindings, sentences(provenance, "sr")),
         sources,
         provenance,
         place=None,
     )
 
 
-def _sentences(provenance: Provenance) -> Iterator[str]:
+def headline(why: str, sources: Sources, provenance: Provenance) -> str:
+    """Say what was not analysed, by what, and why."""
+    algorithm = provenance.algorithm
+    series_number = sources.header.get("SeriesNumber")
+    images = f"Series {series_number} was" if series_number is not None else "The images were"
+    return f"{images} not analysed by {algorithm.name} {algorithm.version}: {why}"
+
+
+def sentences(provenance: Provenance, result: str) -> Iterator[str]:
+    """Say what a reader must know; `result` is the output of an earlier result that the reader may have."""
     yield "This says nothing about what the images show. It was written by a program and not verified by a person."
-    earlier = provenance.predecessor("sr")
+    earlier = provenance.predecessor(result)
     if earlier is not None:
         yield f"An earlier result, in series {earlier.series_number}, is neither confirmed nor replaced by this report."

@@ -1,4 +1,4 @@
-"""Key images before readers and validators of other people: dciodvfy and dcentvfy (dicom3tools), highdicom, DCMTK."""
+"""Pictures before readers and validators of other people: dciodvfy and dcentvfy (dicom3tools), highdicom, DCMTK."""
 
 import subprocess
 import sysconfig
@@ -10,9 +10,9 @@ import numpy as np
 import pydicom
 import pytest
 from PIL import Image
-from pydicom.dataset import FileDataset
+from pydicom.dataset import Dataset, FileDataset
 
-from dicomai.outputs import build, encode
+from dicomai.outputs import build, encode, not_analysed
 from dicomai.study import Instance
 from tests import results, synthetic
 
@@ -52,17 +52,20 @@ CASES: dict[str, Callable[[], list[FileDataset]]] = {
 }
 
 
-def made(case: str, folder: Path) -> tuple[Path, list[Path]]:
-    """Build the key image of a case; its path and those of its sources."""
+def made(case: str, folder: Path, output: str = "keyimage") -> tuple[Path, list[Path]]:
+    """Build a picture of a case; its path and those of its sources."""
     images = folder / "images"
     synthetic.write(CASES[case](), images)
     paths = sorted(images.glob("*.dcm"))
     read = [Instance.read(lambda path=path: path.open("rb"), path.name) for path in paths]  # type: ignore[misc]
     sources = results.sources(read, lossy="lossy" in case)
     found = results.findings(results.ball((len(sources.frames), 12, 14)), remarks=["Outside of the validated input."])
-    ds = build("keyimage", found, sources, results.provenance())
+    if output == "reportimage":
+        ds: Dataset | None = not_analysed(output, "A slice is missing.", sources, results.provenance())
+    else:
+        ds = build(output, found, sources, results.provenance())
     assert ds is not None
-    path = folder / "keyimage.dcm"
+    path = folder / f"{output}.dcm"
     path.write_bytes(encode(ds))
     return path, paths
 
@@ -74,9 +77,13 @@ def run(command: Path | str, *arguments: object) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_validators_find_no_fault(case: str, tmp_path: Path) -> None:
-    path, sources = made(case, tmp_path)
+@pytest.mark.parametrize(
+    ("output", "case"),
+    [*(("keyimage", case) for case in CASES), ("keyframes", "oblique, reversed"), ("keyframes", "multi-frame"),
+     ("reportimage", "axial"), ("reportimage", "Japanese, a paired part")],
+)  # fmt: skip
+def test_validators_find_no_fault(output: str, case: str, tmp_path: Path) -> None:
+    path, sources = made(case, tmp_path, output)
     said = {line for line in run(SCRIPTS / "dciodvfy", path).splitlines() if line.startswith("Error")}
     if case == "odd UIDs":  # the sources' own, which a result has to bear as they are
         said = {line for line in said if '"0.0.0.0.' not in line and "invalid data values" not in line}
@@ -91,3 +98,14 @@ def test_readers_see_the_picture(tmp_path: Path) -> None:
     assert run("/usr/bin/dcm2pnm", "--write-raw-pnm", path, rendered) == ""
     np.testing.assert_array_equal(np.asarray(Image.open(rendered)), ds.pixel_array)
     np.testing.assert_array_equal(hd.imread(path).get_raw_frame(1), ds.pixel_array.tobytes())
+
+
+def test_readers_see_every_frame(tmp_path: Path) -> None:
+    path, _ = made("axial", tmp_path, "keyframes")
+    ds = pydicom.dcmread(path)
+    assert ds.NumberOfFrames > 1
+    assert run("/usr/bin/dcm2pnm", "--write-raw-pnm", "--all-frames", path, tmp_path / "frame") == ""
+    drawn = [np.asarray(Image.open(tmp_path / f"frame.{n}.ppm")) for n in range(ds.NumberOfFrames)]
+    np.testing.assert_array_equal(np.stack(drawn), ds.pixel_array)
+    last = hd.imread(path).get_raw_frame(int(ds.NumberOfFrames))
+    np.testing.assert_array_equal(last, ds.pixel_array[-1].tobytes())

@@ -9,8 +9,9 @@ from typing import Any
 
 import pydicom
 import pytest
+from pydicom.dataset import FileDataset
 
-from dicomai import roles
+from dicomai import render, roles
 from dicomai.commands import check
 from dicomai.commands import destinations as command
 from dicomai.config import DicomDestination, FolderDestination, NodeSettings, Settings, WorkerSettings
@@ -35,9 +36,9 @@ IMPLICIT = "1.2.840.10008.1.2"
 OLD_PACS = [("1.2.840.10008.1.1", [IMPLICIT]), ("1.2.840.10008.5.1.4.1.1.7", [IMPLICIT, EXPLICIT])]
 
 
-def analysed(bed: Bed, *outputs: str, **profiles: Profile) -> None:
+def analysed(bed: Bed, *outputs: str, images: list[FileDataset] | None = None, **profiles: Profile) -> None:
     """Take a series in and analyse it; the result goes to destinations of these profiles."""
-    bed.take(series(modality="MR", shape=(3, 12, 16)))
+    bed.take(images or series(modality="MR", shape=(3, 12, 16)))
     assert bed.plan(route(outputs=outputs or ("seg", "sr"), destinations=tuple(profiles))) == 1
     worker = Worker(
         bed.store, bed.database, bed.bundles, WorkerSettings(threads=1),
@@ -89,6 +90,34 @@ class TestLegacy:
             deliver(sqlite_bed, pacs.destination())
         assert classes(pacs) == ["1.2.840.10008.5.1.4.1.1.7"]
         assert sqlite_bed.items("delivery")[1].state == State.COMPLETED
+
+    def test_that_images_were_not_analysed_is_shown_to_it_as_a_picture(
+        self, sqlite_bed: Bed, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        drawn: list[str] = []
+        real = render.page
+        monkeypatch.setattr(
+            render, "page", lambda lines, *size: (drawn.extend(i.text for i in lines), real(lines, *size))[1]
+        )
+        images = series(modality="MR", shape=(5, 12, 16), SeriesNumber=7, PatientName="Secret^Name", PatientID="ID-77")
+        analysed(sqlite_bed, "seg", "report", images=images[:2] + images[3:], pacs=Profile.OHIF, old=Profile.LEGACY)
+        assert sqlite_bed.items()[0].state == State.CANCELED
+        with scp() as pacs, scp(contexts=OLD_PACS) as old:
+            deliver(sqlite_bed, pacs.destination())
+            deliver(sqlite_bed, old.destination("old"))
+        assert classes(pacs) == ["1.2.840.10008.5.1.4.1.1.88.34"]
+        assert classes(old) == ["1.2.840.10008.5.1.4.1.1.7"]
+        assert [row.state for row in sqlite_bed.items("delivery")] == [State.COMPLETED] * 2
+        said = " ".join(drawn)
+        assert "Not analysed. AI, unverified Series 7 was not analysed by tiny 0.1: A slice is missing" in said
+        assert "Images: MR, 2024-01-02." in said
+        assert "Secret" not in said
+        assert "ID-77" not in said
+        (row,) = [row for row in sqlite_bed.rows(ResultObject) if row.output == "reportimage"]
+        picture = pydicom.dcmread(io.BytesIO(sqlite_bed.store.get(row.key)))
+        assert (str(picture.PatientName), picture.StudyInstanceUID) == ("Secret^Name", images[0].StudyInstanceUID)
+        assert picture.BurnedInAnnotation == "YES"
+        assert "SourceImageSequence" not in picture, "it shows none of them"
 
     @pytest.mark.parametrize("wanted", [{"old": ("keyimage",)}, {}])
     def test_what_there_is_nothing_for_ends_with_a_sentence(self, bed: Bed, wanted: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Presentation states: outlines lie on the edge of the mask in image coordinates, and grey values are the sources'."""
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,10 +9,11 @@ import pydicom
 import pytest
 from highdicom.color import CIELabColor
 from pydicom.dataset import Dataset
+from pydicom.sr.coding import Code
 from skimage.draw import polygon2mask
 
 from dicomai.errors import InferenceError
-from dicomai.findings import Findings
+from dicomai.findings import Detection, Findings, Region, Shape
 from dicomai.outputs import Sources, build, contours, encode
 from tests import results, synthetic
 
@@ -222,3 +224,52 @@ def test_a_mask_in_thousands_of_pieces_is_not_outlined(output: str, monkeypatch:
     assert build(output, results.findings(few), sources, results.provenance()) is not None
     few[4, ::2, 3] = 1
     assert build(output, results.findings(few), sources, results.provenance()) is None
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_what_was_detected_is_outlined_on_every_image_that_shows_it(masks: bool) -> None:
+    sources = of(shape=(5, 20, 30))  # 2.0 mm between slices, pixels of 0.8 mm by 0.6 mm
+    region = Region(Shape.BOX, (-31.0, -22.0, 24.0), ((3.0, 0, 0), (0, 2.0, 0), (0, 0, 2.5)))
+    one = Detection(
+        Code("27925004", "SCT", "Nodule"), results.ABNORMALITY, Code("39607008", "SCT", "Lung"), region, 0.9
+    )
+    far = replace(one, region=Region(Shape.POINT, (900.0, 900.0, 900.0)))
+    found = results.findings(*([results.ball((5, 20, 30))] if masks else []))
+    found = replace(found, detections=(one, far), measurements=found.measurements if masks else ())
+    ds = built(found, sources)
+    items = annotations(ds, "DETECTIONS")
+    by_uid = {frame.instance.sop_instance_uid: z for z, frame in enumerate(sources.frames)}
+    assert [by_uid[item.ReferencedImageSequence[0].ReferencedSOPInstanceUID] for item in items] == [1, 2, 3]
+    for item in items:
+        (line,) = (points(graphic) for graphic in item.GraphicObjectSequence)
+        # voxels whose centres lie from -34 to -28 mm and from -24 to -20 mm; the first lies at -40 and -30 mm
+        assert (line.min(axis=0) == (10, 8)).all()
+        assert (line.max(axis=0) == (21, 13)).all()
+    assert [item.TextObjectSequence[0].UnformattedTextValue for item in items if "TextObjectSequence" in item] == [
+        "Nodule, Lung: at R 31.0, A 22.0, H 24.0 mm, 6.0 x 4.0 x 5.0 mm, probability 0.9"
+    ]
+    assert ds.GraphicLayerSequence[-1].GraphicLayer == "DETECTIONS"
+    assert len({item.GraphicLayerOrder for item in ds.GraphicLayerSequence}) == 2 + masks
+    report = build("sr", found, sources, results.provenance())
+    assert str(items[0].GraphicObjectSequence[0].TrackingUID) in str(report)
+    nothing = replace(found, layers=(), measurements=(), detections=(far,))
+    assert build("gsps", nothing, sources, results.provenance()) is None
+
+
+def test_a_table_of_grey_values_is_carried_where_the_image_has_no_window() -> None:
+    def table(z: int) -> list[Dataset]:
+        item = Dataset()
+        item.add_new("LUTDescriptor", "SS", [4, -3, 16])
+        item.add_new("LUTData", "OW", bytes([z, 0, 90, 0, 160, 0, 255, 0]))
+        return [item]
+
+    found = results.findings(np.ones((5, 8, 10), np.uint8))
+    ds = built(found, of(WindowCenter=None, WindowWidth=None, VOILUTSequence=table))
+    assert len(ds.SoftcopyVOILUTSequence) == 5
+    carried = ds.SoftcopyVOILUTSequence[3].VOILUTSequence[0]
+    assert list(carried.LUTDescriptor) == [4, -3, 16]
+    assert bytes(carried.LUTData) == bytes([3, 0, 90, 0, 160, 0, 255, 0])
+    window = built(found, of(VOILUTSequence=table)).SoftcopyVOILUTSequence[0]
+    assert "VOILUTSequence" not in window
+    one_by_one = of(WindowCenter=None, WindowWidth=None, VOILUTSequence=table, RescaleSlope=lambda z: str(z + 1))
+    assert "VOILUTSequence" not in built(found, one_by_one).SoftcopyVOILUTSequence[0]

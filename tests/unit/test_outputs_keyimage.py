@@ -314,6 +314,39 @@ def test_what_is_about_no_segment_is_said_in_words(drawn: list[str]) -> None:
     assert "Nodule, Lung: at R 20.0, A 10.0, H 30.8 mm, 20.0 x 10.0 x 1.0 mm, probability 0.87" in said
 
 
+def test_a_detection_that_reaches_a_slice_shown_is_not_said_to_be_hidden(drawn: list[str]) -> None:
+    sources = of((40, 32, 32))
+    (one,) = detections(sources, Shape.BOX).detections
+    middle = tuple(at + by for at, by in zip(geometry(sources).positions[20], (16.0, 16.0, 0.0), strict=True))
+    small = [
+        replace(one, region=Region(Shape.POINT, (middle[0], middle[1], middle[2] + 3.0 * n))) for n in range(-6, 0)
+    ]
+    large = replace(
+        one, region=Region(Shape.BOX, middle, ((8.0, 0, 0), (0, 8.0, 0), (0, 0, 9.5))), type=results.INTRACRANIAL
+    )
+    found = Findings((), (), Outcome.FINDINGS, detections=(*small, *small, large))
+    ds = built(found, sources)
+    assert 20 not in shown(ds, sources)
+    assert "on none of these slices" not in " ".join(drawn)
+
+
+def test_it_replaces_the_picture_that_said_that_there_is_no_result(drawn: list[str]) -> None:
+    old = Predecessor("reportimage", "1.2", "1.2.3", "1.2.4", "1.2.840.10008.5.1.4.1.1.7", 9011)
+    built(results.findings(results.ball((5, 40, 40))), of(), supersedes=(old,))
+    assert "This picture replaces the one in series 9011." in drawn
+
+
+def test_a_model_without_segments_shows_the_middle_slice_and_its_answer(drawn: list[str]) -> None:
+    sources = of()
+    absent = Code("272519000", "SCT", "Absent")
+    asked = Evaluation(Code("233604007", "SCT", "Pneumonia"), absent, LUNG, 0.03)
+    assert shown(built(Findings((), (), Outcome.NEGATIVE, evaluations=(asked,)), sources), sources) == [2]
+    assert "Pneumonia, Lung: Absent, probability 0.03" in drawn
+    assert not any("Nothing was found" in text for text in drawn)
+    built(Findings((), (), Outcome.NEGATIVE), sources)  # detections were looked for
+    assert "Nothing was found of what was looked for." in drawn
+
+
 @pytest.mark.parametrize("shape", [Shape.BOX, Shape.ELLIPSOID])
 def test_what_is_smaller_than_a_pixel_is_drawn_as_a_circle(shape: Shape) -> None:
     sources = of()

@@ -46,7 +46,10 @@ def test_a_label_map_is_made_only_where_all_take_it(takers: list[tuple[Profile, 
 
 def test_a_legacy_pacs_is_sent_the_key_image_in_place_of_segmentation_and_report() -> None:
     assert wanted(Profile.LEGACY, ("seg", "sr")) == ("keyimage",)
-    assert wanted(Profile.LEGACY, ("seg", "kos", "keyimage", "pdf", "report")) == ("kos", "keyimage", "pdf")
+    assert wanted(Profile.LEGACY, ("seg", "kos", "keyimage", "pdf", "keyframes")) == (
+        "keyimage", "kos", "pdf", "keyframes",
+    )  # fmt: skip
+    assert wanted(Profile.LEGACY, ("seg", "report")) == ("keyimage", "reportimage")
     assert wanted(Profile.OHIF, ("seg", "sr")) == wanted(Profile.LABELMAP, ("seg", "sr")) == ("seg", "sr")
 
 

@@ -10,9 +10,9 @@ from PIL import Image
 from pydicom.dataset import FileDataset
 from pydicom.sr.coding import Code
 
-from dicomai import render
+from dicomai import render, words
 from dicomai.errors import InferenceError
-from dicomai.findings import Findings, Layer, Measurement, Outcome
+from dicomai.findings import Detection, Findings, Layer, Measurement, Outcome, Region, Shape
 from dicomai.render import Edges, choose_slices, edges, montage, window
 from dicomai.stacks import split
 from dicomai.volume import Limits, Volume, load
@@ -126,6 +126,20 @@ def test_legend_gives_label_and_number_with_unit(monkeypatch: pytest.MonkeyPatch
 def test_what_is_no_number_is_never_shown(value: float) -> None:
     with pytest.raises(InferenceError, match=r"Volume of Intracranial structure is (nan|inf), which is no number"):
         Measurement(results.VOLUME, value, results.CM3, results.segment())
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_what_was_detected_without_a_mask_is_shown(reverse: bool) -> None:
+    shown = of((30, 40, 40), array=np.zeros((30, 40, 40), np.uint16), reverse=reverse)
+    center = tuple(float(v) for v in (shown.affine @ [23.3, 20, 12, 1])[:3])
+    nodule, lung = Code("27925004", "SCT", "Nodule"), Code("39607008", "SCT", "Lung")
+    found = [
+        Detection(nodule, results.ABNORMALITY, lung, Region(Shape.POINT, at))
+        for at in (center, (center[0], center[1], center[2] + 900.0))  # the second lies outside
+    ]
+    picture = montage(shown, Findings((), (), Outcome.FINDINGS, detections=tuple(found)), slices=1)
+    y, x = np.argwhere(near(picture, words.DETECTED)[:480]).mean(axis=0) - 6
+    assert (x, y) == (pytest.approx(12.5 * 12, abs=12), pytest.approx(20.5 * 12, abs=12))
 
 
 def test_slices_are_chosen_where_the_mask_is() -> None:
