@@ -12,9 +12,9 @@ from dicomai import measuring
 from dicomai.bundle import Bundle
 from dicomai.errors import NotAcceptedError
 from dicomai.findings import Findings
-from dicomai.outputs import build, encode
+from dicomai.outputs import NOT_ANALYSED, build, encode, not_analysed
+from dicomai.outputs.priors import NoPrior, Prior
 from dicomai.outputs.provenance import Algorithm, Predecessor, Provenance, Sources
-from dicomai.outputs.report import not_analysed
 from dicomai.routing import OutsideValidated
 from dicomai.study import Stack
 from dicomai.volume import Limits, Volume, load
@@ -45,6 +45,7 @@ class Request:
         timezone: the hospital's, an IANA name; None for the host's.
         threads: for reading and decoding images.
         label_map: the transfer syntax in which every destination takes a Label Map Segmentation; None for a binary one.
+        prior: the earlier result to compare with, or why there is none; None where no comparison is asked for.
     """
 
     bundle: Bundle
@@ -60,6 +61,7 @@ class Request:
     timezone: str | None
     threads: int
     label_map: str | None = None
+    prior: Prior | NoPrior | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +144,8 @@ def analyse(request: Request, engine: Engine, progress: Callable[[float], None])
     return Analysis(volume, findings, tuple(objects))
 
 
-def explain(request: Request, why: str) -> Built | None:
-    """Build the report that the images were not analysed; None where the route asks for none.
+def explain(request: Request, why: str) -> tuple[Built, ...]:
+    """Build what says that the images were not analysed, a report and a picture; none where the route asks for none.
 
     Args:
         request: what was to be run.
@@ -152,11 +154,11 @@ def explain(request: Request, why: str) -> Built | None:
     Raises:
         IdentityError: the newest instance lies in another study than the images.
     """
-    if "report" not in request.outputs:
-        return None
     frames = request.inputs[request.bundle.inputs[0].role].frames
     sources = Sources(frames=frames, newest=request.newest, lossy=False)
-    return _encoded("report", not_analysed(why, sources, _provenance(request)))
+    provenance = _provenance(request)
+    asked = (output for output in NOT_ANALYSED if output in request.outputs)
+    return tuple(_encoded(output, not_analysed(output, why, sources, provenance)) for output in asked)
 
 
 def _encoded(output: str, ds: Dataset) -> Built:
@@ -200,4 +202,5 @@ def _provenance(request: Request) -> Provenance:
         series_numbers=request.series_numbers,
         supersedes=request.supersedes,
         label_map=request.label_map,
+        prior=request.prior,
     )

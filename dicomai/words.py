@@ -24,10 +24,11 @@ def quantity(one: Measurement) -> str:
 
 def value(one: Measurement) -> str:
     """Write a measurement's value and unit as people do, to three digits or whole numbers, such as '1292 cm3'."""
-    return _amount(one.value, one.unit)
+    return amount(one.value, one.unit)
 
 
-def _amount(number: float, unit: Code) -> str:
+def amount(number: float, unit: Code) -> str:
+    """Write a number and its unit as `value` does."""
     digits = f"{number:.0f}" if abs(number) >= 100 else f"{number:.3g}"
     return f"{digits} {_UNITS.get(unit.value, unit.value)}".strip()
 
@@ -58,7 +59,7 @@ def statements(findings: Findings) -> Iterator[Statement]:
         yield Statement("Classification", _named(evaluation.name, evaluation.site), answer)
     for score in findings.scores:
         method = score.method.meaning if score.method else ""
-        yield Statement("Score", _named(score.name, score.site), _amount(score.value, score.unit), method)
+        yield Statement("Score", _named(score.name, score.site), amount(score.value, score.unit), method)
     for one in findings.detections:
         yield Statement("Detection", _named(one.type, one.site), _whereabouts(one), color=DETECTED)
 

@@ -3,15 +3,18 @@
 import os
 import threading
 from collections.abc import Callable, Mapping
+from datetime import date
 
 import pydicom
 import structlog
+from pydicom.dataset import Dataset
 
 from dicomai import leases, profiles
 from dicomai.analysis import Built, Engine, Request, analyse, explain
 from dicomai.bundle import Bundle
 from dicomai.config import WorkerSettings
 from dicomai.database import Database, owner_name
+from dicomai.database.priors import Priors
 from dicomai.database.probes import Probes
 from dicomai.database.results import FrozenObject
 from dicomai.database.worklist import Claim, JobInput, Worklist
@@ -22,15 +25,18 @@ from dicomai.errors import (
     InferenceError,
     InputError,
     StaleAttemptError,
+    StoreError,
     UnreadableError,
 )
+from dicomai.outputs import priors
+from dicomai.outputs.priors import NoPrior, Prior, study_day
 from dicomai.outputs.provenance import Predecessor
 from dicomai.planner import read_instance
 from dicomai.profiles import Profile
 from dicomai.routing import OutsideValidated
 from dicomai.stacks import split
 from dicomai.store import Store, result_key
-from dicomai.study import Series, Stack, series_number
+from dicomai.study import UNREADABLE, Identity, Series, Stack, series_number
 from dicomai.workitem import Kind
 
 log = structlog.get_logger()
@@ -72,6 +78,7 @@ class Worker:
         self._load_engine = load_engine
         self._profiles = destinations or {}
         self._probes = Probes(database)
+        self._priors = Priors(database)
         self._engines: dict[str, Engine] = {}
         self._owner = owner_name("worker", os.getpid())
 
@@ -137,8 +144,7 @@ class Worker:
         report: list[FrozenObject] = []
         if request is not None and not isinstance(error, IdentityError):  # in whose study would it lie?
             try:
-                built = explain(request, _for_readers(error))
-                report = [self._freeze(claim, built)] if built else []
+                report = [self._freeze(claim, built) for built in explain(request, _for_readers(error))]
             except Exception as trouble:  # noqa: BLE001 -- what broke the result may break its report, not the worker
                 log.warning(
                     "no report says that there is no result",
@@ -186,7 +192,44 @@ class Worker:
             timezone=self._timezone,
             threads=self._settings.threads,
             label_map=self._label_map(claim),
+            prior=self._prior(claim, newest) if claim.route.get("prior") else None,
         )
+
+    def _prior(self, claim: Claim, newest: Dataset) -> Prior | NoPrior:
+        """Find the earlier result to compare with. What is wrong with it costs the comparison, never the result."""
+        today = study_day(newest)
+        person = Identity.of(newest)
+        if today is None:
+            return NoPrior("the study does not say its date.")
+        if not person.patient_id or not person.patient_birth_date:
+            return NoPrior("the images lack Patient ID or birth date, by which earlier studies are known.")
+        try:
+            earlier = self._earlier(claim, today)
+            if len(earlier) == 1:
+                day, report = earlier[0]
+                with self._store.open(report) as stream:
+                    return priors.read(pydicom.dcmread(stream), day, today)
+        except (StoreError, UnreadableError, *UNREADABLE) as error:
+            log.warning(
+                "an earlier result cannot be read",
+                study=claim.trace,
+                workitem=claim.item,
+                error=str(error) if isinstance(error, DicomaiError) else type(error).__name__,
+            )
+            return NoPrior("one is known and cannot be read; the log of the node says more.")
+        if earlier:
+            return NoPrior(f"there are {len(earlier)} of {earlier[0][0]}, and it is not known which is meant.")
+        return NoPrior("this node has none of this route for this patient.")
+
+    def _earlier(self, claim: Claim, today: date) -> list[tuple[date, str]]:
+        """Give the day and the report's key of each result of the last day before this one; most often there is one."""
+        dated = [
+            (study_day(read_instance(self._store, one.image).header), one.report)
+            for one in self._priors.candidates(claim)
+        ]
+        before = [(day, report) for day, report in dated if day is not None and day < today]
+        last = max((day for day, _ in before), default=None)
+        return [(day, report) for day, report in before if day == last]
 
     def _profile(self, destination: object) -> Profile:
         return self._profiles.get(str(destination), Profile.OHIF)

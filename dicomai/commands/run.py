@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from dicomai import bundle as bundles
-from dicomai import folder, inference, render, weights
+from dicomai import folder, inference, render, weights, words
 from dicomai.analysis import Analysis, Request, analyse, check
 from dicomai.bundle import Bundle
 from dicomai.commands import models
@@ -242,6 +242,7 @@ def _write(out: Path, task: Task, analysis: Analysis) -> dict[str, Any]:
             }
             for m in findings.measurements
         ],
+        "statements": [f"{one.about}: {one.value}" for one in words.statements(findings)],
         "remarks": list(findings.remarks),
         "files": [str(file) for file in (*files, picture)],
     }
@@ -267,7 +268,9 @@ def _print_one(out: Console, report: dict[str, Any]) -> None:
     out.print(f"{report['series']}: {report['model']} {report['version']}, made by an algorithm, unverified")
     for m in report["measurements"]:
         out.print(f"  {m['segment']}: {m['name'].lower()} {m['value']:.1f} {m['unit']}")
-    if report["outcome"] == Outcome.NEGATIVE:
+    for statement in report["statements"]:
+        out.print(f"  {statement}")
+    if report["outcome"] == Outcome.NEGATIVE and not report["statements"]:
         out.print("  Looked for and not found.")
     for remark in report["remarks"]:
         out.print(f"  Note: {remark}")

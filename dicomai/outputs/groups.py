@@ -111,10 +111,14 @@ def _graphic(region: Region) -> tuple[str, list[NDArray[np.float64]]]:
     return "POLYGON", [np.array(face) for face in faces]
 
 
+def identified(name: Code, kind: str, n: int, provenance: Provenance) -> tuple[str, str]:
+    """Give the tracking identifier and UID of the n-th of a kind, such as 'score'."""
+    return f"{provenance.algorithm.name}: {name.meaning} {n}", provenance.uid("tracking", f"{kind}.{n}")
+
+
 def _tracked(name: Code, kind: str, n: int, provenance: Provenance) -> TrackingIdentifier:
-    return TrackingIdentifier(
-        uid=provenance.uid("tracking", f"{kind}.{n}"), identifier=f"{provenance.algorithm.name}: {name.meaning} {n}"
-    )
+    identifier, uid = identified(name, kind, n, provenance)
+    return TrackingIdentifier(uid=uid, identifier=identifier)
 
 
 def _sites(site: Code | None) -> Sequence[FindingSite] | None:

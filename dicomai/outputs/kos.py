@@ -14,7 +14,16 @@ from pydicom.uid import KeyObjectSelectionDocumentStorage
 
 from dicomai import render
 from dicomai.findings import Findings, found_segments
-from dicomai.outputs.common import MANUFACTURER, MODEL_NAME, check_shapes, equipment, finish, observer, references
+from dicomai.outputs.common import (
+    MANUFACTURER,
+    MODEL_NAME,
+    check_shapes,
+    equipment,
+    finish,
+    observer,
+    references,
+    stand_in,
+)
 from dicomai.outputs.keyimage import Areas, areas, choose_slices, detected, hidden, outside
 from dicomai.outputs.provenance import Provenance, Sources
 
@@ -39,7 +48,10 @@ def build(findings: Findings, sources: Sources, provenance: Provenance) -> Datas
     counted = areas(findings)
     chosen = choose_slices(counted, len(sources.frames), detected(findings, sources))
     named = references(sources.frames[z] for z in chosen)
-    evidence = [_stand_in(item, sources.header) for item in named]
+    study = str(sources.header.StudyInstanceUID), str(sources.header.SeriesInstanceUID)
+    evidence = [
+        stand_in(*study, item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID, is_image=True) for item in named
+    ]
     content = hd.ko.KeyObjectSelection(
         document_title=codes.DCM.OfInterest,
         referenced_objects=evidence,
@@ -88,14 +100,3 @@ def _sentences(
     if missed:
         yield f"Found, but on none of these images: {missed}."
     yield from findings.remarks
-
-
-def _stand_in(reference: Dataset, header: Dataset) -> Dataset:
-    """Stand for a source image: identifiers only; `finish` puts the patient and the study in."""
-    ds = Dataset()
-    ds.SOPClassUID, ds.SOPInstanceUID = reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID
-    ds.StudyInstanceUID, ds.SeriesInstanceUID = str(header.StudyInstanceUID), str(header.SeriesInstanceUID)
-    ds.Rows, ds.Columns = header.Rows, header.Columns  # by which an image is told from a document
-    ds.PatientID = ds.PatientName = ds.PatientBirthDate = ds.PatientSex = None
-    ds.AccessionNumber = ds.StudyID = ds.StudyDate = ds.StudyTime = None
-    return ds

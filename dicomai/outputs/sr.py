@@ -22,8 +22,8 @@ from pydicom.sr.coding import Code
 from pydicom.uid import Comprehensive3DSRStorage
 
 from dicomai.findings import Findings, NumberedSegment, Outcome, Segment, found_segments, missing_segments
-from dicomai.outputs import document, seg
-from dicomai.outputs.common import geometry, tracking
+from dicomai.outputs import comparison, document, seg
+from dicomai.outputs.common import geometry, stand_in, tracking
 from dicomai.outputs.groups import Group, made_by, other_groups
 from dicomai.outputs.provenance import Provenance, Sources
 from dicomai.words import quantity, value
@@ -60,6 +60,7 @@ def build(findings: Findings, sources: Sources, provenance: Provenance) -> Datas
         if findings.outcome is Outcome.FINDINGS
         else codes.cid6047.AllAlgorithmsSucceededWithoutFindings
     )
+    compared = comparison.build(findings, provenance)
     algorithm = provenance.algorithm
     made_by_whom = f"Made by an algorithm, {algorithm.name} {algorithm.version}, and not verified by a person."
     return document.build(
@@ -71,7 +72,8 @@ def build(findings: Findings, sources: Sources, provenance: Provenance) -> Datas
         sources,
         provenance,
         place=geometry(sources),
-        refers_to=[segmentation] if segmentation else (),
+        sections=[compared] if compared else (),
+        refers_to=[*([segmentation] if segmentation else ()), *comparison.evidence(provenance)],
     )
 
 
@@ -153,9 +155,9 @@ def _sentences(findings: Findings, missing: list[tuple[int, Segment]], provenanc
 
 def _segmentation(findings: Findings, sources: Sources, provenance: Provenance) -> Dataset:
     """Stand for the segmentation object of the same run."""
-    return document.stand_in(
-        sources.header,
+    return stand_in(
+        str(sources.header.StudyInstanceUID),
+        provenance.uid("seg", "series"),
         seg.sop_class_uid(findings, provenance),
         provenance.uid("seg", "instance"),
-        provenance.uid("seg", "series"),
     )

@@ -8,7 +8,7 @@ import highdicom as hd
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 
-from dicomai.outputs.common import MANUFACTURER, MODEL_NAME, observer, seal
+from dicomai.outputs.common import MANUFACTURER, MODEL_NAME, observer, seal, stand_in
 from dicomai.outputs.provenance import derived_uid, in_zone
 
 OUTPUT = "withdrawal"
@@ -72,7 +72,16 @@ def build(
     Raises:
         IdentityError: the newest image lies in another study than the objects.
     """
-    evidence = [_stand_in(one, study_instance_uid) for one in objects]
+    evidence = [
+        stand_in(
+            study_instance_uid,
+            one.series_instance_uid,
+            one.sop_class_uid,
+            one.sop_instance_uid,
+            is_image=one.sop_class_uid in _IMAGES,
+        )
+        for one in objects
+    ]
     made = hd.ko.KeyObjectSelectionDocument(
         evidence=evidence,
         content=hd.ko.KeyObjectSelection(
@@ -92,15 +101,3 @@ def build(
     made.DeviceSerialNumber = author.installation
     made.SeriesDescription = f"Withdrawn AI result, {len(objects)} objects"
     return seal(made, newest, author.created, in_zone(author.created, author.timezone), author.software_version)
-
-
-def _stand_in(one: Named, study_instance_uid: str) -> Dataset:
-    """Stand for an object: identifiers only; `seal` puts the patient and the study in."""
-    ds = Dataset()
-    ds.SOPClassUID, ds.SOPInstanceUID = one.sop_class_uid, one.sop_instance_uid
-    ds.StudyInstanceUID, ds.SeriesInstanceUID = study_instance_uid, one.series_instance_uid
-    if one.sop_class_uid in _IMAGES:
-        ds.Rows = ds.Columns = 1  # by which highdicom tells an image from a document
-    ds.PatientID = ds.PatientName = ds.PatientBirthDate = ds.PatientSex = None
-    ds.AccessionNumber = ds.StudyID = ds.StudyDate = ds.StudyTime = None
-    return ds

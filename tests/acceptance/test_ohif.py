@@ -4,8 +4,11 @@ The CT has bright shapes where its segments are, so that a flip or a shift shows
 draws. The MR series is a scanner's, oblique, and has a hundred segments.
 """
 
+import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import date
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +18,11 @@ from PIL import Image
 from playwright.sync_api import Browser
 from pydicom.dataset import Dataset
 
+from dicomai import words
 from dicomai.config import DicomDestination
 from dicomai.destinations import DimseDestination, Outgoing
 from dicomai.findings import Findings, Layer, Measurement, Outcome, Segment
-from dicomai.outputs import Sources, build, encode
+from dicomai.outputs import Sources, build, encode, priors
 from dicomai.study import Instance
 from tests import results, synthetic
 from tests.acceptance import ohif
@@ -99,6 +103,15 @@ def cm3(mask: NDArray[np.bool_]) -> float:
     return float(np.count_nonzero(mask) * np.prod(SPACING) / 1000)
 
 
+def earlier(said: Findings, sources: Sources) -> priors.Prior:
+    """Make the report of an earlier study, in which all volumes were 1 cm3, and read it."""
+    findings = replace(said, measurements=tuple(replace(one, value=1.0) for one in said.measurements))
+    ds = build("sr", findings, sources, results.provenance(work_digest="earlier"))
+    assert ds is not None
+    ds.StudyInstanceUID = "1.2.3.4"
+    return priors.read(ds, date(2025, 11, 3), date(2026, 2, 1))
+
+
 def deliver(pacs: Orthanc, images: Sequence[Instance], said: Findings, outputs: tuple[str, ...]) -> Sent:
     """Build the results and hand them over by C-STORE, as the node does."""
     sources = results.sources(images)
@@ -106,13 +119,12 @@ def deliver(pacs: Orthanc, images: Sequence[Instance], said: Findings, outputs: 
         work_digest=str(sources.header.StudyInstanceUID),
         outputs=outputs,
         series_numbers=frozenset({int(sources.header.SeriesNumber)}),
+        prior=earlier(said, sources) if "sr" in outputs else None,
     )
     built = {output: build(output, said, sources, provenance) for output in outputs}
     made = {output: ds for output, ds in built.items() if ds is not None}
     assert made.keys() == set(outputs)
-    outgoing = [
-        Outgoing(ds.SOPClassUID, ds.SOPInstanceUID, ds.file_meta.TransferSyntaxUID, encode(ds)) for ds in made.values()
-    ]
+    outgoing = [Outgoing(ds.SOPClassUID, ds.SOPInstanceUID, partial(io.BytesIO, encode(ds))) for ds in made.values()]
     settings = DicomDestination(
         type="dicom", name="pacs", ae_title=pacs.ae_title, host="127.0.0.1", port=pacs.dicom_port
     )
@@ -215,7 +227,10 @@ def test_the_report_shows_its_numbers_with_units(overlaid: ohif.Viewer, ct: Sent
     overlaid.show("SR")
     text = overlaid.text()
     for one in ct.segments:
-        assert f"Volume: {float(f'{cm3(ct.mask(one)):.6g}')} cm3" in text
+        volume = float(f"{cm3(ct.mask(one)):.6g}")
+        assert f"Volume: {volume} cm3" in text
+        now = words.amount(volume, results.CM3)
+        assert f"{one.label}: Volume {now} on 2026-02-01; 1 cm3 on 2025-11-03 (" in text
     assert "not verified by a person" in text
 
 
