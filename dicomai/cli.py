@@ -163,7 +163,7 @@ def _add_worklist(commands: Commands) -> None:
     for verb, what in (
         ("retry", "make a new item in place of one that has ended"),
         ("cancel", "end an item"),
-        ("release", "let an item go on that is held because an image came again with other pixels"),
+        ("release", "let an item go on that is held for a person"),
     ):
         change = _add(worklist, verb, _worklist_change, what, f"dicomai worklist {verb} 12")
         change.add_argument("id", type=int, metavar="ID")

@@ -10,14 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import structlog
+from pydicom.dataset import Dataset
 
 from dicomai.bundle import Bundle
 from dicomai.database.associations import Associations
 from dicomai.database.engine import Database
+from dicomai.database.forwards import DueForward, Forwards
 from dicomai.database.planning import DueSeries, Image, Plan, PlannedInput, Planning
 from dicomai.database.rejections import Rejections
 from dicomai.errors import DicomaiError, InputError, StoreError, UnreadableError
 from dicomai.fingerprint import fingerprint_of
+from dicomai.forwarding import Forward, why_not
 from dicomai.notes import Notes
 from dicomai.routing import Decision, Level, Route, match
 from dicomai.stacks import split
@@ -54,6 +57,7 @@ class Planner:
         *,
         quiet_period: float,
         lost_period: float,
+        forwards: Sequence[Forward] = (),
     ) -> None:
         """Make a planner.
 
@@ -64,6 +68,7 @@ class Planner:
             bundles: the bundle of every model that a route names.
             quiet_period: seconds without a new image for a series that no route matches.
             lost_period: seconds to wait after an association was aborted or lost.
+            forwards: which of the images themselves go on, and where to.
         """
         self._store = store
         self._planning = Planning(database)
@@ -71,6 +76,8 @@ class Planner:
         self._notes = Notes(store, database)
         self._rejections = Rejections(database)
         self._routes = tuple(routes)
+        self._rules = tuple(forwards)
+        self._forwards = Forwards(database)
         self._bundles = bundles
         self._quiet_period = quiet_period
         self._lost_period = lost_period
@@ -98,7 +105,39 @@ class Planner:
                 log.exception("planning failed unexpectedly", study=due.trace)
                 name = type(error).__name__
                 self._planning.commit(due, (), f"Planning failed with {name}; the log of the planner says where.")
+        if self._rules:
+            for on_its_way in self._forwards.due():
+                self._let_go(on_its_way)
+        else:
+            self._forwards.forget()
         return done
+
+    def _let_go(self, due: DueForward) -> None:
+        """Plan that a series goes on, by every rule that takes it."""
+        try:
+            headers = self._headers(due) if any(not rule.takes_all for rule in self._rules) else []
+            rules = [rule for rule in self._rules if rule.takes_all or not why_not(headers, rule)]
+            made = self._forwards.commit(due, rules)
+        except StoreError as error:
+            log.error("a series cannot go on yet; it is tried again", study=due.trace, error=str(error))
+            self._forwards.postpone(due, self._planning.later(_RETRY))
+        except Exception:  # as in `sweep`, and never given up: nothing that came may stay here unseen
+            log.exception("a series could not go on; it is tried again", study=due.trace)
+            self._forwards.postpone(due, self._planning.later(_RETRY))
+        else:
+            if made:
+                log.info("a series goes on", study=due.trace, work=made, rules=[rule.name for rule in rules])
+
+    def _headers(self, due: DueForward) -> list[Dataset]:
+        """Give what a series is known by: the headers of its images, or that of one instance where it has none."""
+        keys = [due.document] if due.document else [image.key for image in self._planning.images(due.series_id)]
+        headers: list[Dataset] = []
+        for key in keys:
+            try:
+                headers.append(Instance.read(lambda key=key: self._store.open(key), key).header)  # type: ignore[misc]
+            except UnreadableError as error:
+                log.error("an instance is left out where its series is looked at", study=due.trace, error=str(error))
+        return headers
 
     def _plan(self, due: DueSeries) -> bool:
         rejected = self._rejections.judge(due.series_id)
@@ -201,7 +240,7 @@ class Planner:
         ]
         work = {
             "installation": self._installation,
-            "route": [route.name, route.outside_validated, list(route.outputs)],
+            "route": [route.name, route.outside_validated, list(route.outputs), *(["prior"] if route.prior else [])],
             "bundle": [bundle.name, bundle.version, bundle.digest],
             "inputs": [
                 [role, stack.key, sorted(known.items())]

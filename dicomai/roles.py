@@ -223,6 +223,7 @@ def _planner(settings: Settings, cue: _Cue) -> None:
         bundles_of(settings),
         quiet_period=settings.receiver.quiet_period,
         lost_period=settings.receiver.lost_period,
+        forwards=settings.forwards,
     )
     scheduler = BackgroundScheduler(timezone="UTC")
     # A sweep that is still under way is no news.
@@ -291,6 +292,7 @@ def _delivery(settings: Settings, cue: _Cue) -> None:
     from dicomai.database import Database, owner_name
     from dicomai.database.deliveries import Deliveries
     from dicomai.destinations import open_destination
+    from dicomai.forwarder import Forwarder
     from dicomai.withdrawer import Withdrawer
 
     cue.wait()
@@ -317,8 +319,9 @@ def _delivery(settings: Settings, cue: _Cue) -> None:
             remedy="see the reasons in `dicomai worklist`: add the destinations, or cancel the items",
         )
     withdrawer = Withdrawer(store, database, timezone=settings.node.timezone)
+    forwarder = Forwarder(store, database)
     cue.ready()
-    delivery.run([*lanes, withdrawer, _prober(settings, database)], cue.stop)
+    delivery.run([*lanes, withdrawer, forwarder, _prober(settings, database)], cue.stop)
 
 
 def _prober(settings: Settings, database: "Database") -> "Prober":

@@ -1,6 +1,7 @@
 """Route; and which routes a stack of images takes, or why not."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
@@ -39,6 +40,7 @@ class Route:
     outputs: tuple[str, ...]
     destinations: tuple[str, ...]
     quiet_period: float
+    prior: bool = False  # the report compares with the patient's last result of this route
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,18 +75,29 @@ def matches(ds: Dataset, keyword: str, pattern: str) -> bool:
     return any(compiled.fullmatch(value) for value in values(ds, keyword))
 
 
-def decide(ds: Dataset, route: Route) -> Decision:
-    """Hold one stack's attributes against one route.
+def not_matched(ds: Dataset, patterns: Mapping[str, str]) -> str:
+    """Say which attribute does not match its pattern; empty where all do.
 
     Patient's attributes may be matched on, but their values are never quoted in the sentence.
     """
-    for keyword, pattern in route.match.items():
+    for keyword, pattern in patterns.items():
         if not matches(ds, keyword, pattern):
-            return Decision(route, matches=False, why_not=f"{_quote(ds, keyword)}, not '{pattern}'")
-    for keyword, pattern in route.exclude.items():
+            return f"{_quote(ds, keyword)}, not '{pattern}'"
+    return ""
+
+
+def excluded(ds: Dataset, patterns: Mapping[str, str]) -> str:
+    """Say which attribute matches a pattern that excludes it; empty where none does. See `not_matched`."""
+    for keyword, pattern in patterns.items():
         if matches(ds, keyword, pattern):
-            return Decision(route, matches=False, why_not=f"{_quote(ds, keyword)}, excluded by '{pattern}'")
-    return Decision(route, matches=True)
+            return f"{_quote(ds, keyword)}, excluded by '{pattern}'"
+    return ""
+
+
+def decide(ds: Dataset, route: Route) -> Decision:
+    """Hold one stack's attributes against one route."""
+    why_not = not_matched(ds, route.match) or excluded(ds, route.exclude)
+    return Decision(route, matches=not why_not, why_not=why_not)
 
 
 def match(ds: Dataset, routes: tuple[Route, ...]) -> tuple[Decision, ...]:

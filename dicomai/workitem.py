@@ -28,6 +28,7 @@ class Kind(StrEnum):
     INFERENCE = "inference"  # load, infer, build: ends with frozen result objects
     DELIVERY = "delivery"  # send one result to one destination
     WITHDRAWAL = "withdrawal"  # note that a result no longer holds: ends with a rejection note, which is delivered
+    FORWARD = "forward"  # let the images themselves go on: ends with a result that is what came, or that de-identified
 
 
 class Priority(StrEnum):

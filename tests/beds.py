@@ -32,6 +32,7 @@ from dicomai.delivery import Delivery
 from dicomai.destinations import Destination
 from dicomai.filemeta import FileMeta
 from dicomai.findings import Findings, Layer, Measurement, Outcome
+from dicomai.forwarding import Forward
 from dicomai.intake import Intake
 from dicomai.planner import Planner
 from dicomai.routing import DEFAULT_EXCLUDE, Level, OutsideValidated, Route
@@ -204,7 +205,9 @@ class Bed:
         with as_received():
             return [self.intake.accept(*announced(parts(ds)), association) for ds in datasets]
 
-    def planner(self, *routes: Route, bundles: Mapping[str, Bundle] | None = None) -> Planner:
+    def planner(
+        self, *routes: Route, bundles: Mapping[str, Bundle] | None = None, forwards: Iterable[Forward] = ()
+    ) -> Planner:
         """Make a planner; every CT and MR is routed unless told otherwise."""
         return Planner(
             self.store,
@@ -213,12 +216,13 @@ class Bed:
             bundles or self.bundles,
             quiet_period=QUIET,
             lost_period=LOST,
+            forwards=tuple(forwards),
         )
 
-    def plan(self, *routes: Route) -> int:
+    def plan(self, *routes: Route, forwards: Iterable[Forward] = ()) -> int:
         """Let a quiet period pass and sweep twice: the second sweep must find nothing."""
         self.turn(QUIET + 1)
-        planner = self.planner(*routes)
+        planner = self.planner(*routes, forwards=forwards)
         done = planner.sweep()
         assert planner.sweep() == 0
         return done

@@ -55,12 +55,18 @@ def config_check(settings: Settings, path: Path | None, *, as_json: bool) -> int
     """
     bundles_of(settings)
     found = config.find(path)
+    idle = _forwards(settings)
     if as_json:
-        print_json({"file": str(found) if found else None, "settings": settings.model_dump(mode="json")})
+        warnings = [f"{one.about}: {one.sentence}" for one in idle]
+        shown = {"file": str(found) if found else None, "settings": settings.model_dump(mode="json")}
+        print_json({**shown, "warnings": warnings})
         return 0
     where = found or "The built-in defaults"
-    counts = f"{_count(settings.route, 'route')} and {_count(settings.destination, 'destination')}"
+    forwards = f", {_count(settings.forward, 'forward rule')}" if settings.forward else ""
+    counts = f"{_count(settings.route, 'route')}{forwards} and {_count(settings.destination, 'destination')}"
     console().print(f"{where}: {counts}, all in order.")
+    for one in idle:
+        console().print(f"! {one.about}: {one.sentence}")
     return 0
 
 
@@ -103,7 +109,10 @@ def doctor(settings: Settings, path: Path | None, *, as_json: bool) -> int:
     """Look the node over, and say what to mend."""
     found = config.find(path)
     findings = [Finding("good", "configuration", str(found or "built-in defaults")), *_secrets(settings, found)]
-    for look in (_storage, _database, _models, _destinations, _receiver, _users, _tls, _console, _routes, _device):
+    looks = (
+        _storage, _database, _models, _destinations, _receiver, _users, _tls, _console, _routes, _forwards, _device,
+    )  # fmt: skip
+    for look in looks:
         findings.extend(look(settings))
     if as_json:
         print_json([asdict(finding) for finding in findings])
@@ -130,8 +139,8 @@ def _secrets(settings: Settings, file: Path | None) -> list[Finding]:
     ]
     if file is not None and _is_open(file) and config.holds_secret(file):
         sentence = (
-            f"{file} holds a token or password and can be read by everyone on this machine: chgrp it to the group of"
-            " the node's user, then chmod o= it."
+            f"{file} holds a token, password or key and can be read by everyone on this machine: chgrp it to the group"
+            " of the node's user, then chmod o= it."
         )
         findings.append(Finding("warning", "configuration", sentence))
     return findings
@@ -359,6 +368,14 @@ def _routes(settings: Settings) -> list[Finding]:
         Finding("warning", f"route {route.name}", "it has no destinations: results stay in the storage.")
         for route in settings.route
         if not route.destinations
+    ]
+
+
+def _forwards(settings: Settings) -> list[Finding]:
+    return [
+        Finding("warning", f"forward {forward.name}", "it has no destinations: nothing goes on by it; name some.")
+        for forward in settings.forward
+        if not forward.destinations
     ]
 
 

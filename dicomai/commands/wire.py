@@ -10,7 +10,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from dicomai import folder
 from dicomai.commands.output import console, print_json
-from dicomai.config import Destination, DicomDestination, DicomwebDestination, Settings, SftpDestination
+from dicomai.config import (
+    Destination,
+    DicomDestination,
+    DicomwebDestination,
+    S3Destination,
+    Settings,
+    SftpDestination,
+)
 from dicomai.destinations import SentFile, ask, open_destination, send_each, send_files
 from dicomai.errors import ConfigurationError
 
@@ -31,7 +38,7 @@ def destination(settings: Settings, text: str) -> Destination:
 
 
 def echo(settings: Settings, name: str, *, as_json: bool) -> int:
-    """Verify a destination: an AE by C-ECHO, an origin server by a search that finds nothing, SFTP by a login."""
+    """Verify a destination: an AE by C-ECHO, an origin server by a search, SFTP by a login, a bucket by a list."""
     entry = destination(settings, name)
     asked = ask(entry, calling_ae=settings.node.ae_title, timeout=settings.delivery.timeout, tls=settings.tls)
     if as_json:
@@ -92,6 +99,8 @@ def _whom(entry: Destination) -> str:
             return f"{entry.ae_title} at {entry.host} port {entry.port}"
         case DicomwebDestination():
             return entry.url
+        case S3Destination():
+            return f"{entry.bucket} at {entry.url}"
         case SftpDestination():
             return f"{entry.host} port {entry.port}"
     return entry.name

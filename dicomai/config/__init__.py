@@ -19,23 +19,28 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from dicomai.config.sections import (
-    ConsoleSettings,
-    DeliverySettings,
+from dicomai.config.destinations import (
     Destination,
     DicomDestination,
     DicomwebDestination,
     FolderDestination,
+    S3Destination,
+    SftpDestination,
+)
+from dicomai.config.forwards import ForwardSettings
+from dicomai.config.sections import (
+    ConsoleSettings,
+    DeliverySettings,
     NodeSettings,
     ReceiverSettings,
     RouteSettings,
-    SftpDestination,
     SourceSettings,
     TlsSettings,
     UserSettings,
     WorkerSettings,
 )
 from dicomai.errors import ConfigurationError
+from dicomai.forwarding import Deidentify, Forward
 from dicomai.routing import Route
 
 __all__ = [
@@ -46,9 +51,11 @@ __all__ = [
     "DicomDestination",
     "DicomwebDestination",
     "FolderDestination",
+    "ForwardSettings",
     "NodeSettings",
     "ReceiverSettings",
     "RouteSettings",
+    "S3Destination",
     "Settings",
     "SftpDestination",
     "SourceSettings",
@@ -81,6 +88,7 @@ class Settings(BaseSettings):
     source: tuple[SourceSettings, ...] = ()
     destination: tuple[Destination, ...] = ()
     route: tuple[RouteSettings, ...] = ()
+    forward: tuple[ForwardSettings, ...] = ()
 
     @classmethod
     def settings_customise_sources(
@@ -104,17 +112,38 @@ class Settings(BaseSettings):
             ("source", [s.name for s in self.source]),
             ("destination", [d.name for d in self.destination]),
             ("route", [r.name for r in self.route]),
+            ("forward", [f.name for f in self.forward]),
         ):
             twice = {name for name in names if names.count(name) > 1}
             if twice:
                 raise ValueError(f"two entries of [[{what}]] are named '{min(twice)}': give each its own name")
         known = {d.name for d in self.destination}
-        for route in self.route:
-            for name in route.destinations:
+        rules = [("route", r.name, r.destinations) for r in self.route]
+        for what, rule, destinations in rules + [("forward", f.name, f.destinations) for f in self.forward]:
+            for name in destinations:
                 if name not in known:
                     raise ValueError(
-                        f"route '{route.name}' sends to '{name}', but no [[destination]] has that name"
+                        f"{what} '{rule}' sends to '{name}', but no [[destination]] has that name"
                         f" (there are: {', '.join(sorted(known)) or 'none'})"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _names_stay_apart(self) -> Self:
+        """Let nobody who gets de-identified images have the same ones with a name on them."""
+        named = {name: f"route '{r.name}'" for r in self.route for name in r.destinations}
+        named |= {
+            name: f"forward '{f.name}'"
+            for f in self.forward
+            for name in f.destinations
+            if f.deidentify is Deidentify.NONE
+        }
+        for forward in self.forward:
+            for name in forward.destinations:
+                if forward.deidentify is not Deidentify.NONE and name in named:
+                    raise ValueError(
+                        f"destination '{name}' gets de-identified images by forward '{forward.name}', and the patient's"
+                        f" name by {named[name]}: give each a [[destination]] of its own"
                     )
         return self
 
@@ -154,8 +183,26 @@ class Settings(BaseSettings):
                 outputs=r.outputs,
                 destinations=r.destinations,
                 quiet_period=r.quiet_period or self.receiver.quiet_period,
+                prior=r.prior,
             )
             for r in self.route
+        )
+
+    @property
+    def forwards(self) -> tuple[Forward, ...]:
+        """The forward rules as nouns, each with the AE titles of its destinations."""
+        titles = {d.name: d.ae_title for d in self.destination if isinstance(d, DicomDestination)}
+        return tuple(
+            Forward(
+                name=f.name,
+                match=dict(f.match),
+                exclude=dict(f.exclude),
+                destinations=f.destinations,
+                ae_titles={name: titles[name] for name in f.destinations if name in titles},
+                deidentify=f.deidentify,
+                retain=f.retain,
+            )
+            for f in self.forward
         )
 
     def source_named(self, name: str) -> SourceSettings:
@@ -226,7 +273,7 @@ def load(path: Path | None = None) -> Settings:
 
 
 def holds_secret(path: Path) -> bool:
-    """Say whether a file that `load` took has a token or a password in it, one in the worklist's URL included."""
+    """Say whether a file that `load` took has a token, password or key in it, one in the worklist's URL included."""
     return _has_secret("", tomllib.loads(path.read_text(encoding="utf-8")))
 
 
@@ -237,7 +284,7 @@ def _has_secret(key: str, value: object) -> bool:
         return any(_has_secret(key, inner) for inner in value)
     if key == "worklist":
         return re.search(r"://[^/@]*:[^/]+@|[?&]password=", str(value)) is not None
-    return key in {"token", "password"} and bool(value)
+    return key in {"token", "password", "secret_key"} and bool(value)
 
 
 def _check_environment() -> None:
@@ -260,5 +307,5 @@ def _explain(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         text = "there is no such key"
     if error["type"] == "union_tag_not_found":
-        text = "a destination needs its type: 'dicom', 'dicomweb', 'folder' or 'sftp'"
+        text = "a destination needs its type: 'dicom', 'dicomweb', 'folder', 's3' or 'sftp'"
     return f"{place}: {text}" if place else text

@@ -3,9 +3,8 @@
 import ipaddress
 import os
 import re
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
-from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 from pydantic import (
@@ -22,7 +21,6 @@ from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.valuerep import VR
 
 from dicomai import passcodes
-from dicomai.profiles import Profile
 from dicomai.routing import DEFAULT_EXCLUDE, Level, OutsideValidated
 
 
@@ -56,6 +54,22 @@ Names = Annotated[tuple[Name, ...], AfterValidator(_each_once)]
 # What no pattern can be held against: nested data sets and bulk data.
 _NOT_TEXT = frozenset({VR.SQ, VR.OB, VR.OD, VR.OF, VR.OL, VR.OV, VR.OW, VR.UN, VR.OB_OW})
 
+
+def _patterns(value: dict[str, str]) -> dict[str, str]:
+    for keyword, pattern in value.items():
+        tag = tag_for_keyword(keyword)
+        if tag is None:
+            raise ValueError(f"'{keyword}' is no DICOM keyword (PS3.6), such as 'SeriesDescription'")
+        if dictionary_VR(tag) in _NOT_TEXT:
+            raise ValueError(f"'{keyword}' has no text that a pattern could match")
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"'{pattern}' for {keyword} is no regular expression: {error}") from error
+    return value
+
+
+Patterns = Annotated[dict[str, str], AfterValidator(_patterns)]
 
 _LABEL = r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}"
 _HOST = rf"{_LABEL}(\.{_LABEL})*\.?|\[[0-9A-Fa-f:.]+\]"
@@ -219,119 +233,6 @@ class ConsoleSettings(_Section):
             return False  # some other name, which may be anywhere
 
 
-class DicomDestination(_Section):
-    """`[[destination]]` of type `dicom`: C-STORE to an AE."""
-
-    type: Literal["dicom"]
-    name: Name
-    profile: Profile = Profile.OHIF
-    ae_title: AETitle
-    host: str
-    port: Port
-    tls: bool = False
-    verify: Literal["none", "find"] = "none"
-    verify_timeout: Seconds = 300.0
-    commitment: bool = False
-    commitment_timeout: Seconds = 3600.0
-    wait_for_source: bool = False
-    withdraw_superseded: bool = False
-    max_age: Seconds | None = None
-
-
-class FolderDestination(_Section):
-    """`[[destination]]` of type `folder`: DICOM files in a folder."""
-
-    type: Literal["folder"]
-    name: Name
-    profile: Profile = Profile.OHIF
-    path: Path
-    max_age: Seconds | None = None
-
-
-class DicomwebDestination(_Section):
-    """`[[destination]]` of type `dicomweb`: STOW-RS to an origin server."""
-
-    type: Literal["dicomweb"]
-    name: Name
-    profile: Profile = Profile.OHIF
-    url: str
-    token: SecretStr = SecretStr("")
-    user: str = ""
-    password: SecretStr = SecretStr("")
-    verify: Literal["none", "qido"] = "none"
-    verify_timeout: Seconds = 300.0
-    withdraw_superseded: bool = False
-    max_age: Seconds | None = None
-
-    @field_validator("url")
-    @classmethod
-    def _base_url(cls, value: str) -> str:
-        if not re.fullmatch(rf"https?://({_HOST})(:[0-9]{{1,5}})?(/[A-Za-z0-9._~%:@/-]*)?", value):
-            raise ValueError("this is no base URL of DICOMweb services such as 'https://pacs.example/dicom-web'")
-        if urlsplit(value).port == 0:  # which raises a ValueError of its own over 65535
-            raise ValueError("there is no port 0")
-        return value.rstrip("/")
-
-    @field_validator("token")
-    @classmethod
-    def _one_word(cls, value: SecretStr) -> SecretStr:
-        if not re.fullmatch("[!-~]*", value.get_secret_value()):
-            raise ValueError("a token has printable characters and no space")
-        return value
-
-    @field_validator("user")
-    @classmethod
-    def _no_colon(cls, value: str) -> str:
-        if ":" in value:
-            raise ValueError("a user name has no colon (RFC 7617)")
-        return value
-
-    @model_validator(mode="after")
-    def _one_way_in(self) -> Self:
-        if bool(self.user) != bool(self.password.get_secret_value()):
-            raise ValueError("user and password go together: set both, or neither")
-        if self.user and self.token.get_secret_value():
-            raise ValueError("set token, or user and password, not both")
-        return self
-
-    @property
-    def tls(self) -> bool:
-        """Whether it is called with TLS."""
-        return self.url.startswith("https:")
-
-    @property
-    def is_open_secret(self) -> bool:
-        """Whether a token or password would travel in clear."""
-        return not self.tls and bool(self.token.get_secret_value() or self.user)
-
-
-class SftpDestination(_Section):
-    """`[[destination]]` of type `sftp`: DICOM files in a folder of an SSH server."""
-
-    type: Literal["sftp"]
-    name: Name
-    profile: Profile = Profile.OHIF
-    host: str
-    port: Port
-    user: Name
-    password: SecretStr = SecretStr("")
-    key: Path | None = None
-    known_hosts: Path
-    path: PurePosixPath
-    max_age: Seconds | None = None
-
-    @model_validator(mode="after")
-    def _one_way_in(self) -> Self:
-        if bool(self.password.get_secret_value()) == (self.key is not None):
-            raise ValueError("set key or password, one of both")
-        return self
-
-
-Destination = Annotated[
-    DicomDestination | DicomwebDestination | FolderDestination | SftpDestination, Field(discriminator="type")
-]
-
-
 class SourceSettings(_Section):
     """`[[source]]`: a system that images come from, and how it can be called."""
 
@@ -349,33 +250,33 @@ class RouteSettings(_Section):
     """`[[route]]`: what to run on which images, and where the results go."""
 
     OUTPUTS: ClassVar[frozenset[str]] = frozenset(
-        {"gsps", "keyimage", "kos", "mesh", "pdf", "report", "rtstruct", "saliency", "seg", "sr"}
+        {
+            "fractional",
+            "gsps",
+            "keyframes",
+            "keyimage",
+            "kos",
+            "mesh",
+            "pdf",
+            "report",
+            "reportimage",
+            "rtstruct",
+            "saliency",
+            "seg",
+            "sr",
+        }
     )
 
     name: Name
     model: ModelName
     level: Level = Level.SERIES
-    match: dict[str, str] = Field(default_factory=dict)
-    exclude: dict[str, str] = Field(default_factory=lambda: dict(DEFAULT_EXCLUDE))
+    match: Patterns = Field(default_factory=dict)
+    exclude: Patterns = Field(default_factory=lambda: dict(DEFAULT_EXCLUDE))
     outside_validated: OutsideValidated = OutsideValidated.REFUSE
     outputs: tuple[str, ...] = ("seg", "sr")
     destinations: Names = ()
     quiet_period: Seconds | None = None
-
-    @field_validator("match", "exclude")
-    @classmethod
-    def _patterns(cls, value: dict[str, str]) -> dict[str, str]:
-        for keyword, pattern in value.items():
-            tag = tag_for_keyword(keyword)
-            if tag is None:
-                raise ValueError(f"'{keyword}' is no DICOM keyword (PS3.6), such as 'SeriesDescription'")
-            if dictionary_VR(tag) in _NOT_TEXT:
-                raise ValueError(f"'{keyword}' has no text that a pattern could match")
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"'{pattern}' for {keyword} is no regular expression: {error}") from error
-        return value
+    prior: bool = False
 
     @field_validator("outputs")
     @classmethod
@@ -384,3 +285,9 @@ class RouteSettings(_Section):
         if unknown or not value:
             raise ValueError(f"outputs are some of {sorted(cls.OUTPUTS)}, not {sorted(unknown) or 'none'}")
         return _each_once(value)
+
+    @model_validator(mode="after")
+    def _compares_in_a_report(self) -> Self:
+        if self.prior and "sr" not in self.outputs:
+            raise ValueError('prior = true compares in the report: add "sr" to outputs, or leave it off')
+        return self

@@ -18,6 +18,7 @@ from dicomai.database import audit, holds
 from dicomai.database.completeness import PATIENCE, Kind, StepState, judge, lack, outlook
 from dicomai.database.engine import Database
 from dicomai.database.index import SeriesState
+from dicomai.database.results import made_here
 from dicomai.database.tables import (
     Announcement,
     Association,
@@ -258,7 +259,9 @@ def _write(session: Session, now: datetime, notice: _Notice, said: Iterable[Said
     """Write what a notice says, one row for each series; `also` are series of which it says nothing any more."""
     news = {one.series_instance_uid: one for one in said}
     ours = session.scalars(
-        sa.select(ResultObject.series_instance_uid).where(ResultObject.series_instance_uid.in_(news)).distinct()
+        sa.select(ResultObject.series_instance_uid)
+        .where(made_here(), ResultObject.series_instance_uid.in_(news))
+        .distinct()
     )
     for uid in ours:  # what this node made itself is no news, and must not come back
         del news[uid]

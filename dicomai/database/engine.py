@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import socket
 import uuid
 from collections.abc import Callable, Iterator
@@ -134,6 +135,11 @@ class Database:
         with self.read() as session:
             return session.execute(sa.select(Installation.uuid)).scalar_one()
 
+    def secret(self) -> bytes:
+        """The key of this node's pseudonyms, made with the database: whoever has it can tell whose images they are."""
+        with self.read() as session:
+            return bytes.fromhex(session.execute(sa.select(Installation.secret)).scalar_one())
+
     def migrate(self) -> None:
         """Bring the schema to this version; call it before any role starts. Runs twice without harm.
 
@@ -151,7 +157,9 @@ class Database:
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
             schema.upgrade(connection)
             if connection.execute(sa.select(sa.func.count()).select_from(Installation)).scalar_one() == 0:
-                connection.execute(sa.insert(Installation).values(id=1, uuid=str(uuid.uuid4())))
+                connection.execute(sa.insert(Installation).values(id=1, uuid=str(uuid.uuid4()), secret=""))
+            unset = sa.update(Installation).where(Installation.secret == "")
+            connection.execute(unset.values(secret=secrets.token_hex(32)))
             connection.commit()
 
     def is_current(self) -> bool:

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from dicomai.database import audit
 from dicomai.database.engine import Database
+from dicomai.database.results import made_here
 from dicomai.database.tables import (
     Association,
     AssociationSeries,
@@ -153,8 +154,10 @@ class Index:
             if series.revision == 0:
                 _flag_shared(session, series)
             _reopen(entry, series)
-        elif series.state == SeriesState.COMPLETE and not series.reason:
-            series.reason = "Made by this node." if ours else "Holds no images, so nothing is run on it."
+        else:
+            series.forward_at = entry.now + timedelta(seconds=entry.quiet_period)
+            if series.state == SeriesState.COMPLETE and not series.reason:
+                series.reason = "Made by this node." if ours else "Holds no images, so nothing is run on it."
         return Outcome(Recorded.NEW, study.trace, series.id, is_image=instance.is_image)
 
     def _record_again(self, entry: "_Entry", instance: Instance, series: Series, same: bool | None) -> Outcome:
@@ -184,6 +187,8 @@ class Index:
         _carry(entry, instance.series)
         if instance.is_image:
             _reopen(entry, instance.series)
+        else:
+            instance.series.forward_at = entry.now + timedelta(seconds=entry.quiet_period)
         recorded = Recorded.CONFLICT if known.conflicting else Recorded.UPDATED
         return Outcome(recorded, trace, instance.series_id)
 
@@ -249,10 +254,11 @@ def _flag_shared(session: Session, series: Series) -> None:
 
 def _is_ours(session: Session, arrival: Arrival) -> bool:
     query = sa.select(ResultObject.id).where(
+        made_here(),
         sa.or_(
             ResultObject.sop_instance_uid == arrival.sop_instance_uid,
             ResultObject.series_instance_uid == arrival.series_instance_uid,
-        )
+        ),
     )
     return session.execute(query.limit(1)).first() is not None
 

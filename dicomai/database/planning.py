@@ -257,6 +257,7 @@ class Planning:
                     .values(
                         state=(SeriesState.WAITING if study_waits else SeriesState.COMPLETE).value,
                         due_at=study_waits.until if study_waits else None,
+                        forward_at=now,
                         reason=study_waits.reason if study_waits else reason,
                     )
                     .returning(Series.id)

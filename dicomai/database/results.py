@@ -16,6 +16,9 @@ _SEGMENTATIONS = frozenset({"1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4
 _WANTED = "wanted"  # in the route of a delivery: the outputs that go to its destination
 _DOCUMENTS = "1.2.840.10008.5.1.4.1.1.88."
 
+IMAGE, DOCUMENT, DEIDENTIFIED = "image", "document", "deidentified"
+"""What a forwarded object is, in place of the output that gave it; the first two are what came, byte for byte."""
+
 
 @dataclass(frozen=True, slots=True)
 class FrozenObject:
@@ -101,6 +104,11 @@ def wants(delivery: Workitem, output: str) -> bool:
     return output in delivery.route.get(_WANTED, (output,))  # type: ignore[operator]  # JSON, as it was written above
 
 
+def made_here() -> sa.ColumnElement[bool]:
+    """Make the condition on a `ResultObject` that this node made it: what it only forwards is its source's."""
+    return ResultObject.output.not_in((IMAGE, DOCUMENT))
+
+
 def objects_of(session: Session, result_id: int) -> list[FrozenObject]:
     """Give the objects of a result in the order in which they are sent."""
     rows = session.scalars(sa.select(ResultObject).where(ResultObject.result_id == result_id).order_by(ResultObject.n))
@@ -112,6 +120,6 @@ def objects_of(session: Session, result_id: int) -> list[FrozenObject]:
 
 def _turn(frozen: FrozenObject) -> int:
     """Say when an object is sent: segmentations first, what refers to others (SR, KO) last, in whatever order made."""
-    if frozen.sop_class_uid.startswith(_DOCUMENTS):
+    if frozen.output == DOCUMENT or frozen.sop_class_uid.startswith(_DOCUMENTS):
         return 2
     return 0 if frozen.sop_class_uid in _SEGMENTATIONS else 1

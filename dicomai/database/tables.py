@@ -71,6 +71,7 @@ class Installation(Table):
     __tablename__ = "installation"
     id: Mapped[int] = mapped_column(primary_key=True)
     uuid: Mapped[str] = mapped_column(String(36))
+    secret: Mapped[str] = mapped_column(String(64), default="")  # the key of pseudonyms, in hexadecimal; leaves no node
 
 
 class Association(Table):
@@ -107,6 +108,7 @@ class Series(Table):
         UniqueConstraint("study_id", "series_instance_uid"),
         Index("ix_series_due", "state", "due_at"),
         Index("ix_series_uid", "series_instance_uid"),
+        Index("ix_series_forward", "forward_at"),
     )
     id: Mapped[int] = mapped_column(Key, primary_key=True)
     study_id: Mapped[int] = mapped_column(ForeignKey("study.id"))
@@ -119,6 +121,7 @@ class Series(Table):
     revision: Mapped[int] = mapped_column(default=0)  # goes up with every change, so that planning cannot miss one
     last_received_at: Mapped[datetime]
     due_at: Mapped[datetime | None]
+    forward_at: Mapped[datetime | None]  # when to look what of it has still to go on; None where nothing is new
     study: Mapped[Study] = relationship(back_populates="series")
     instances: Mapped[list["Instance"]] = relationship(back_populates="series")
 
@@ -154,11 +157,21 @@ class Instance(Table):
     versions: Mapped[list["Version"]] = relationship(back_populates="instance", order_by="Version.received_at")
 
 
+KNOWN = "patient_id <> '' AND length(patient_id) <= 64"
+"""Which versions can be found by Patient ID; a condition on `version` that its index serves.
+
+What is longer than a Long String may be (PS3.5 6.2) might not fit into an index of PostgreSQL, and has to be kept.
+"""
+
+
 class Version(Table):
     """One file of an instance. The newest that is no conflict counts; the others are kept."""
 
     __tablename__ = "version"
-    __table_args__ = (UniqueConstraint("instance_id", "digest"),)
+    __table_args__ = (
+        UniqueConstraint("instance_id", "digest"),
+        Index("ix_version_patient", "patient_id", sqlite_where=text(KNOWN), postgresql_where=text(KNOWN)),
+    )
     id: Mapped[int] = mapped_column(Key, primary_key=True)
     instance_id: Mapped[int] = mapped_column(ForeignKey("instance.id"))
     key: Mapped[str] = mapped_column(Text, unique=True)
@@ -172,6 +185,15 @@ class Version(Table):
     patient_name: Mapped[str] = mapped_column(CleanText)
     patient_birth_date: Mapped[str] = mapped_column(CleanText)
     instance: Mapped[Instance] = relationship(back_populates="versions")
+
+
+class Forwarded(Table):
+    """A version of an instance that a forward rule lets go on, and the workitem that does it: once for each rule."""
+
+    __tablename__ = "forwarded"
+    version_id: Mapped[int] = mapped_column(ForeignKey("version.id"), primary_key=True)
+    rule: Mapped[str] = mapped_column(String(64), primary_key=True)
+    workitem_id: Mapped[int] = mapped_column(ForeignKey("workitem.id"), index=True)
 
 
 class Workitem(Table):
@@ -218,6 +240,8 @@ class Workitem(Table):
     looks: Mapped[int] = mapped_column(default=0)  # of a delivery: attempts that do not count, as they sent nothing
     looked_at: Mapped[datetime | None]  # of a delivery: when it was last asked for and not shown, nothing failing since
     unseen: Mapped[float] = mapped_column(Double, default=0.0)  # of a delivery: seconds, asked for in vain
+    mismatch: Mapped[str] = mapped_column(CleanText, default="")  # that its destination shows another patient
+    vouched: Mapped[str] = mapped_column(CleanText, default="")  # the mismatch in spite of which a person has it sent
     lease_owner: Mapped[str | None] = mapped_column(String(128))
     lease_expires: Mapped[datetime | None]
     due_at: Mapped[datetime]

@@ -185,6 +185,7 @@ def node(
     routes: Sequence[Mapping[str, Any]] = (),
     destinations: Sequence[Mapping[str, Any]] = (),
     sources: Sequence[Mapping[str, Any]] = (),
+    forwards: Sequence[Mapping[str, Any]] = (),
     receiver: Mapping[str, Any] | None = None,
     **sections: Mapping[str, Any],
 ) -> Iterator[Node]:
@@ -196,6 +197,7 @@ def node(
         routes: entries of `[[route]]`.
         destinations: entries of `[[destination]]`.
         sources: entries of `[[source]]`.
+        forwards: entries of `[[forward]]`.
         receiver: keys of `[receiver]`; a series is complete after one second unless they say otherwise.
         sections: further sections of the configuration.
     """
@@ -214,6 +216,7 @@ def node(
     text += [f"[[destination]]\n{_lines(one)}" for one in destinations]
     text += [f"[[source]]\n{_lines(one)}" for one in sources]
     text += [f"[[route]]\n{_lines({'model': 'brain_extraction', **one})}" for one in routes]
+    text += [f"[[forward]]\n{_lines(one)}" for one in forwards]
     ready.config.write_text("\n".join(text), encoding="utf-8")
     try:
         yield ready

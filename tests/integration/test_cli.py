@@ -242,7 +242,7 @@ class TestDoctor:
             "model brain_extraction", "destination pacs", "destination partner",
         }  # fmt: skip
         assert found["configuration"]["verdict"] == "warning"
-        assert "holds a token or password and can be read by everyone" in found["configuration"]["sentence"]
+        assert "holds a token, password or key and can be read by everyone" in found["configuration"]["sentence"]
         assert "Kepler" not in str(said)
         assert "cannot be connected to" in found["destination pacs"]["sentence"]
         assert "dicomai models pull brain_extraction" in found["model brain_extraction"]["sentence"]

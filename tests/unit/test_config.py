@@ -29,8 +29,10 @@ SECTIONS: dict[str, tuple[type[BaseModel], ...]] = {
         config.DicomDestination,
         config.DicomwebDestination,
         config.FolderDestination,
+        config.S3Destination,
         config.SftpDestination,
     ),
+    "forward": (config.ForwardSettings,),
     "route": (config.RouteSettings,),
     "source": (config.SourceSettings,),
     "user": (config.UserSettings,),
@@ -185,9 +187,9 @@ ROUTE = '[[route]]\nname = "brain"\nmodel = "brain_extraction"\n'
         ("[[user]]\nname = 'a'\n[[user]]\nname = 'a'", "two entries of \\[\\[user\\]\\] are named 'a'"),
         (
             "[[destination]]\nname = 'a'\npath = '/x'",
-            "a destination needs its type: 'dicom', 'dicomweb', 'folder' or 'sftp'",
+            "a destination needs its type: 'dicom', 'dicomweb', 'folder', 's3' or 'sftp'",
         ),
-        ("[[destination]]\nname = 'a'\ntype = 'ftp'", "'ftp'.*'dicom', 'dicomweb', 'folder', 'sftp'"),
+        ("[[destination]]\nname = 'a'\ntype = 'ftp'", "'ftp'.*'dicom', 'dicomweb', 'folder', 's3', 'sftp'"),
         (FOLDER.replace('"out"', '" "'), "destination.0.folder.name"),
         (FOLDER + FOLDER, "two entries of \\[\\[destination\\]\\] are named 'out'"),
         (ROUTE + ROUTE, "two entries of \\[\\[route\\]\\] are named 'brain'"),
@@ -268,3 +270,43 @@ def test_a_destination_is_found_by_name(tmp_path: Path) -> None:
     assert settings.destination_named("out") is settings.destination[0]
     with pytest.raises(ConfigurationError, match="'pacs'; the configuration has: out"):
         settings.destination_named("pacs")
+
+
+FOLDERS = """
+[[destination]]
+name = "pacs"
+type = "folder"
+path = "/pacs"
+[[destination]]
+name = "research"
+type = "folder"
+path = "/research"
+"""
+
+
+class TestForward:
+    def test_a_rule_takes_everything_unless_it_says_otherwise(self, tmp_path: Path) -> None:
+        (rule,) = load(tmp_path, FOLDERS + "[[forward]]\nname = 'all'\ndestinations = ['pacs']\n").forwards
+        assert rule.takes_all
+        assert (rule.destinations, rule.ae_titles, rule.deidentify) == (("pacs",), {}, "none")
+
+    @pytest.mark.parametrize("other", ["[[forward]]\nname = 'all'\n", "[[route]]\nname = 'r'\nmodel = 'm'\n"])
+    def test_who_gets_de_identified_images_gets_nothing_with_a_name(self, tmp_path: Path, other: str) -> None:
+        rule = "[[forward]]\nname = 'study'\ndeidentify = 'basic'\ndestinations = ['research']\n"
+        load(tmp_path, FOLDERS + rule + other + "destinations = ['pacs']\n")
+        with pytest.raises(ConfigurationError, match=r"'research' gets de-identified images by forward 'study', and"):
+            load(tmp_path, FOLDERS + rule + other + "destinations = ['research']\n")
+
+    @pytest.mark.parametrize(
+        ("keys", "said"),
+        [
+            ("destinations = ['nowhere']", "forward 'f' sends to 'nowhere', but no"),
+            ("retain = ['full-dates']", "set deidentify = 'basic'"),
+            ("deidentify = 'basic'\nretain = ['full-dates', 'modified-dates']", "not both"),
+            ("deidentify = 'basic'\nretain = ['uids']", "retain"),
+            ("match = { Modalty = 'CT' }", "no DICOM keyword"),
+        ],
+    )
+    def test_what_makes_no_sense_is_refused(self, tmp_path: Path, keys: str, said: str) -> None:
+        with pytest.raises(ConfigurationError, match=said):
+            load(tmp_path, f"{FOLDERS}[[forward]]\nname = 'f'\n{keys}\n")

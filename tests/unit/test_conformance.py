@@ -9,7 +9,7 @@ from pydicom.uid import UID
 from dicomai import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, errors
 from dicomai.config import DeliverySettings, NodeSettings, ReceiverSettings
 from dicomai.console import stow
-from dicomai.destinations.dimse import Answer
+from dicomai.destinations.dimse.storage import Answer
 from dicomai.receiver import conformance, connections, contexts, statuses
 from dicomai.receiver.conformance import conformance_tables
 

@@ -1,0 +1,145 @@
+"""Claim images that go on, and hand them to delivery: as they came, or de-identified."""
+
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable
+
+import structlog
+
+from dicomai import leases
+from dicomai.database import Database, owner_name
+from dicomai.database.forwards import Forwards, Leaving, Planned
+from dicomai.database.results import DEIDENTIFIED, DOCUMENT, IMAGE, FrozenObject
+from dicomai.database.worklist import Claim, Worklist
+from dicomai.deidentification import Deidentifier
+from dicomai.errors import DicomaiError, NotAcceptedError, StaleAttemptError, UnreadableError
+from dicomai.forwarding import Deidentify, Retain
+from dicomai.outputs import encode
+from dicomai.store import Store, result_key
+from dicomai.study import UNREADABLE, series_number
+from dicomai.workitem import Kind
+
+log = structlog.get_logger()
+
+_LEASE_SECONDS = 60.0
+_RETRY_SECONDS = 30.0
+_ATTEMPTS = 10
+_MOST_REASONS = 3
+
+
+class Forwarder:
+    """Works off what forward rules have planned."""
+
+    def __init__(self, store: Store, database: Database) -> None:
+        """Make one.
+
+        Args:
+            store: where images and results are.
+            database: where the worklist is.
+        """
+        self._store = store
+        self._worklist = Worklist(database)
+        self._forwards = Forwards(database)
+        self._secret = database.secret()
+        self._owner = owner_name("delivery", os.getpid())
+
+    def run(self, stop: threading.Event) -> None:
+        """Forward until told to stop."""
+        leases.work_off(self.step, stop)
+
+    def step(self) -> bool:
+        """Work off one item; tells whether there was one."""
+        claim = self._worklist.claim(Kind.FORWARD, self._owner, _LEASE_SECONDS, _ATTEMPTS)
+        if claim is None:
+            return False
+        where = {"study": claim.trace, "workitem": claim.item, "rule": claim.route["name"]}
+        try:
+            with leases.kept(self._worklist, claim, _LEASE_SECONDS) as progress:
+                self._forward(claim, progress, where)
+        except StaleAttemptError as error:
+            log.warning("the images are left alone", error=str(error), **where)
+        return True
+
+    def _forward(self, claim: Claim, progress: Callable[[float], None], where: dict[str, object]) -> None:
+        try:
+            why = self._worklist.why_wait(claim)
+            if why:
+                self._worklist.hold(claim, why)
+                log.warning("held for a person", why=why, **where)
+                return
+            planned = self._forwards.planned(claim)
+            objects, refused = self._frozen(claim, planned, progress)
+            remark = _remark(planned, refused)
+            if not objects:
+                log.error("nothing goes on", error=remark, **where)
+                self._worklist.fail(claim, remark)
+                return
+            destinations = [str(name) for name in claim.route["destinations"]]
+            self._worklist.finish_inference(claim, objects, destinations, remark=remark)
+            log.info("images go on", objects=len(objects), destinations=destinations, remark=remark, **where)
+        except StaleAttemptError:
+            raise
+        except DicomaiError as error:
+            log.error("images could not go on yet", error=str(error), **where)
+            self._worklist.postpone(claim, _RETRY_SECONDS * claim.attempt, str(error))
+        except Exception as error:
+            # Nobody would miss this thread: nothing would go on any more, without a word.
+            log.exception("forwarding failed unexpectedly", **where)
+            said = f"Forwarding failed with {type(error).__name__}; the log of the delivery says where."
+            self._worklist.postpone(claim, _RETRY_SECONDS * claim.attempt, said)
+
+    def _frozen(
+        self, claim: Claim, planned: Planned, progress: Callable[[float], None]
+    ) -> tuple[list[FrozenObject], Counter[str]]:
+        """Give the objects to be sent, and why others are not, each reason with their number."""
+        how = claim.route["forwards"]
+        if Deidentify(how["deidentify"]) is Deidentify.NONE:
+            return [_as_it_came(one) for one in planned.leaving], Counter()
+        deidentifier = Deidentifier(self._secret, frozenset(map(Retain, how["retain"])))
+        objects: list[FrozenObject] = []
+        refused: Counter[str] = Counter()
+        for n, one in enumerate(planned.leaving):
+            try:
+                objects.append(self._deidentified(claim, one, deidentifier))
+            except (NotAcceptedError, UnreadableError) as error:
+                refused[str(error)] += 1
+            progress((n + 1) / len(planned.leaving))
+        return objects, refused
+
+    def _deidentified(self, claim: Claim, one: Leaving, deidentifier: Deidentifier) -> FrozenObject:
+        with self._store.open(one.key) as stream:
+            try:
+                ds = deidentifier.read(stream, is_image=one.is_image)
+                data = encode(ds)
+            except UNREADABLE as error:
+                raise UnreadableError(f"it cannot be read ({type(error).__name__})") from error
+        uid = str(ds.SOPInstanceUID)
+        key = result_key(claim.item, claim.attempt, uid)
+        self._store.put(key, data)
+        number = series_number(ds) or 0
+        return FrozenObject(DEIDENTIFIED, str(ds.SOPClassUID), uid, str(ds.SeriesInstanceUID), number, key)
+
+
+def _as_it_came(one: Leaving) -> FrozenObject:
+    """Name what is in the store already; its Series Number is nobody's business here."""
+    what = IMAGE if one.is_image else DOCUMENT
+    return FrozenObject(what, one.sop_class_uid, one.sop_instance_uid, one.series_instance_uid, 0, one.key)
+
+
+def _remark(planned: Planned, refused: Counter[str]) -> str:
+    """Say in sentences what does not go on, and why; empty where all does."""
+    said = []
+    if refused:
+        reasons = [f"{reason} ({count} instances)" for reason, count in refused.most_common(_MOST_REASONS)]
+        more = f"; and {len(refused) - _MOST_REASONS} more reasons" if len(refused) > _MOST_REASONS else ""
+        said.append(f"Not forwarded, as it cannot be de-identified: {'; '.join(reasons)}{more}.")
+    if planned.outdated:
+        said.append(f"{planned.outdated} instances are left out: a later version of each has come, and goes by itself.")
+    if planned.doubted:
+        uids = ", ".join(planned.doubted[:_MOST_REASONS])
+        said.append(
+            f"{len(planned.doubted)} instances are left out, as they contradict those that came first ({uids}): correct"
+            " them at their source, and have them sent under a UID of their own."
+        )
+    return " ".join(said)
