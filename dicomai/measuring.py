@@ -25,6 +25,8 @@ from dicomai.volume import Volume
 
 _CHUNK = 512  # rows of a table of distances at a time: a large surface has thousands of corners
 _FACES = np.vstack([np.eye(3), -np.eye(3)]) / 2  # from a voxel's centre to the middle of each face, (z, y, x)
+_SIDES = np.vstack([np.eye(2), -np.eye(2)]) / 2  # from a pixel's centre to the middle of each side, (y, x)
+_NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))  # of a row of voxels, (z, y); and those on its other side
 
 
 def check(wanted: Sequence[Wanted], frames: Sequence[Frame], name: str) -> None:
@@ -191,8 +193,9 @@ class _Body:
         for z in np.argsort(bounds)[::-1]:
             if bounds[z] <= best[0]:
                 break
-            regions = ndimage.label(self._mask[z], np.ones((3, 3)))[0]
-            boxes = ndimage.find_objects(regions)
+            plane = _cropped(self._mask[z])
+            regions, count = ndimage.label(plane, np.ones((3, 3)))
+            boxes = ndimage.find_objects(regions) if count > 1 else [tuple(map(slice, (0, 0), plane.shape))]
             limits = _diagonals(np.array([[side.stop - side.start for side in box] for box in boxes]), steps)
             for index in np.argsort(limits)[::-1]:
                 if limits[index] <= best[0]:
@@ -201,21 +204,31 @@ class _Body:
                 shape = (region.shape[1], region.tobytes())
                 if shape not in seen:
                     seen.add(shape)
-                    best = max(best, _long_and_short(_outline(region)[0] @ steps))
+                    best = max(best, _long_and_short(_outline(region) @ steps))
         return best
 
     @cached_property
     def _diameter(self) -> float:
-        """The largest distance of two points of the surface, in mm."""
-        corners = []
-        for z, plane in enumerate(self._mask):
-            if plane.any():
-                centres = _outline(plane)[1]
-                corners.append(np.column_stack([np.full(len(centres), z), centres]))
-        points = (np.vstack(corners)[:, np.newaxis] + _FACES).reshape(-1, 3) @ self._volume.affine[:3, :3].T
-        points = points[ConvexHull(points).vertices]
-        chunks = (points[at : at + _CHUNK] for at in range(0, len(points), _CHUNK))
-        return float(max(cdist(chunk, points).max() for chunk in chunks))
+        """The largest distance of two points of the surface, in mm.
+
+        No two points are further apart than their distances from the middle together: the outer ones come first.
+        """
+        ends = _ends(self._mask)
+        if np.linalg.matrix_rank(ends - ends[0]) == 3:  # what is flat has no hull
+            ends = ends[ConvexHull(ends).vertices]
+        points = (ends[:, np.newaxis] + _FACES).reshape(-1, 3) @ self._volume.affine[:3, :3].T
+        points -= (points.min(axis=0) + points.max(axis=0)) / 2
+        outwards = np.linalg.norm(points, axis=1)
+        order = np.argsort(-outwards)
+        points, outwards = points[order], outwards[order]
+        longest = 0.0
+        for at in range(0, len(points), _CHUNK):
+            if outwards[at] + outwards[0] <= longest:
+                break
+            chunk = points[at : at + _CHUNK]
+            far_enough = np.searchsorted(-outwards, outwards[at] - longest, side="right")
+            longest = max(longest, float(cdist(chunk, points[: min(at + _CHUNK, far_enough)]).max()))
+        return longest
 
 
 def _in_plane(affine: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -243,20 +256,43 @@ def _diagonals(boxes: NDArray[np.intp], steps: NDArray[np.float64]) -> NDArray[n
     return np.asarray(np.linalg.norm(boxes * np.linalg.norm(steps, axis=1), axis=1) * 1.01)
 
 
-def _outline(plane: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+def _cropped(plane: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Leave out the rows and columns around what is set."""
+    rows, columns = np.flatnonzero(plane.any(axis=1)), np.flatnonzero(plane.any(axis=0))
+    return plane[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def _outline(plane: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Give the convex outline of a plane's voxels.
 
     Returns:
-        Corners (y, x) in the order in which they go round, at the middle of pixels' sides; and the centres (y, x) of
-        the pixels that they belong to, each once.
+        Corners (y, x) in the order in which they go round, at the middle of pixels' sides.
     """
     rows = np.flatnonzero(plane.any(axis=1))
     filled = plane[rows]
     first, last = filled.argmax(axis=1), plane.shape[1] - 1 - filled[:, ::-1].argmax(axis=1)
     centres = np.column_stack([np.tile(rows, 2), np.concatenate([first, last])])
-    points = (centres[:, np.newaxis] + _FACES[[1, 2, 4, 5], 1:]).reshape(-1, 2)
-    corners = ConvexHull(points).vertices
-    return points[corners], np.unique(centres[corners // 4], axis=0)
+    points = (centres[:, np.newaxis] + _SIDES).reshape(-1, 2)
+    return np.asarray(points[ConvexHull(points).vertices])
+
+
+def _ends(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Give voxels (z, y, x), among them all corners of a mask's convex hull, and not many more.
+
+    They are the first and the last of each row of voxels, less those that lie on or within the line between the ends
+    of the two rows beside theirs, on opposite sides.
+    """
+    shown = mask.any(axis=2)
+    found = []
+    for turned, ends in ((1, mask.argmax(axis=2)), (-1, mask.shape[2] - 1 - mask[:, :, ::-1].argmax(axis=2))):
+        inwards = np.pad(np.where(shown, turned * ends, mask.size).astype(np.int64), 1, constant_values=mask.size)
+        kept = shown.copy()
+        for step in _NEIGHBOURS:
+            beside = [np.roll(inwards, way, axis=(0, 1))[1:-1, 1:-1] for way in (step, tuple(-one for one in step))]
+            kept &= beside[0] + beside[1] > 2 * inwards[1:-1, 1:-1]
+        z, y = np.nonzero(kept)
+        found.append(np.column_stack([z, y, ends[z, y]]))
+    return np.vstack(found).astype(np.float64)
 
 
 def _long_and_short(corners: NDArray[np.float64]) -> tuple[float, float]:

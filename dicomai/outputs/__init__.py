@@ -11,7 +11,21 @@ from dicomai.outputs.common import encode
 from dicomai.outputs.header import restate
 from dicomai.outputs.provenance import OUTPUTS, Algorithm, Predecessor, Provenance, Sources
 
-__all__ = ["OUTPUTS", "Algorithm", "Predecessor", "Provenance", "Sources", "build", "encode", "restate"]
+__all__ = [
+    "NOT_ANALYSED",
+    "OUTPUTS",
+    "Algorithm",
+    "Predecessor",
+    "Provenance",
+    "Sources",
+    "build",
+    "encode",
+    "not_analysed",
+    "restate",
+]
+
+NOT_ANALYSED = ("report", "reportimage")
+"""The outputs that say that images were not analysed."""
 
 Builder = Callable[[Findings, Sources, Provenance], Dataset | None]
 
@@ -41,3 +55,19 @@ def build(output: str, findings: Findings, sources: Sources, provenance: Provena
     # Only what is built is loaded: a delivery builds nothing, and page layout or meshes take their time and memory.
     builder: Builder = importlib.import_module(f"{__name__}.{output}").build
     return builder(findings, sources, provenance)
+
+
+def not_analysed(output: str, why: str, sources: Sources, provenance: Provenance) -> Dataset:
+    """Build what says that images were not analysed.
+
+    Args:
+        output: one of `NOT_ANALYSED`.
+        why: in a sentence that tells nothing of the patient.
+        sources: the images; they need not make a volume.
+        provenance: what was to analyse them, and under which identifiers.
+
+    Raises:
+        IdentityError: the newest instance lies in another study than the images.
+    """
+    made: Dataset = importlib.import_module(f"{__name__}.{output}").not_analysed(why, sources, provenance)
+    return made

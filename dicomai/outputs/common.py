@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import highdicom as hd
 import numpy as np
 from highdicom.sr import DeviceObserverIdentifyingAttributes, ObserverContext
 from pydicom import dcmwrite
@@ -21,7 +22,7 @@ from dicomai import IMPLEMENTATION_CLASS_UID
 from dicomai.errors import GeometryError, InferenceError
 from dicomai.findings import Findings, Segment
 from dicomai.outputs.header import restate, stamp, zone
-from dicomai.outputs.provenance import Provenance, Sources
+from dicomai.outputs.provenance import Algorithm, Provenance, Sources
 from dicomai.stacks import attributes, number, numbers
 from dicomai.study import Frame
 
@@ -152,6 +153,28 @@ def references(frames: Iterable[Frame]) -> list[Dataset]:
     ]
 
 
+def stand_in(
+    study_instance_uid: str,
+    series_instance_uid: str,
+    sop_class_uid: str,
+    sop_instance_uid: str,
+    *,
+    is_image: bool = False,
+) -> Dataset:
+    """Stand for an object that a document refers to: identifiers only, and by what highdicom tells an image.
+
+    `finish` puts the patient and the study in.
+    """
+    ds = Dataset()
+    ds.SOPClassUID, ds.SOPInstanceUID = sop_class_uid, sop_instance_uid
+    ds.StudyInstanceUID, ds.SeriesInstanceUID = study_instance_uid, series_instance_uid
+    if is_image:
+        ds.Rows = ds.Columns = 1
+    ds.PatientID = ds.PatientName = ds.PatientBirthDate = ds.PatientSex = None
+    ds.AccessionNumber = ds.StudyID = ds.StudyDate = ds.StudyTime = None
+    return ds
+
+
 def encode(ds: Dataset) -> bytes:
     """Give the bytes of a result's DICOM file (PS3.10), Explicit VR Little Endian; the same for the same object."""
     buffer = io.BytesIO()
@@ -183,6 +206,22 @@ def code_item(code: Code) -> Dataset:
     if code.scheme_version:
         item.CodingSchemeVersion = code.scheme_version
     return item
+
+
+def identification(algorithm: Algorithm) -> hd.AlgorithmIdentificationSequence:
+    """Name what drew a segment (Algorithm Identification Macro, PS3.3 10.16)."""
+    return hd.AlgorithmIdentificationSequence(
+        name=algorithm.name,
+        family=algorithm.family,
+        version=algorithm.version,
+        source=algorithm.manufacturer,
+        parameters={"weights": algorithm.weights_digest},
+    )
+
+
+def frame_of_reference(sources: Sources, provenance: Provenance) -> str:
+    """Give the Frame of Reference UID of what lies on the images: theirs, or one for all objects of a result."""
+    return str(sources.header.get("FrameOfReferenceUID") or provenance.uid("seg", "frame of reference"))
 
 
 def check_shapes(findings: Findings, sources: Sources) -> None:

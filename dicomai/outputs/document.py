@@ -24,7 +24,8 @@ from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
-from dicomai.outputs.common import MANUFACTURER, Geometry, code_item, equipment, finish, observer
+from dicomai.outputs import explicit
+from dicomai.outputs.common import MANUFACTURER, Geometry, code_item, equipment, finish, observer, stand_in
 from dicomai.outputs.provenance import Predecessor, Provenance, Sources, derived_uid
 from dicomai.study import Instance
 
@@ -58,6 +59,7 @@ def build(
     provenance: Provenance,
     *,
     place: Geometry | None,
+    sections: Sequence[ContainerContentItem] = (),
     refers_to: Sequence[Dataset] = (),
 ) -> Dataset:
     """Put a report together.
@@ -71,7 +73,8 @@ def build(
         sources: the images that it is about.
         provenance: who made it.
         place: where the images lie; None where that is not known.
-        refers_to: what it refers to beside the images, see `stand_in`.
+        sections: what stands between those sentences and the images.
+        refers_to: what it refers to beside the images, see `common.stand_in`.
     """
     root = ContainerContentItem(title, template_id="1500")
     by = observer(provenance.device_uid, provenance.installation)
@@ -95,16 +98,19 @@ def build(
         previous_versions=_previous(replaced(output, provenance)),
         **equipment(provenance),
     )
-    _complete_evidence(made, sources)
     first = [TextContentItem(codes.DCM.Comment, one, CONTAINS) for one in headlines]  # TID 1500 is extensible
-    rest = [*first, _image_library(sources, place), *_imaging_measurements(groups), evaluations]
+    rest = [*first, *sections, _image_library(sources, place), *_imaging_measurements(groups), evaluations]
     for item in rest:
         _separate(item)
     if title.scheme_designator == _SCHEME:
         made.CodingSchemeIdentificationSequence = [_scheme()]
     made.ContinuityOfContent = "SEPARATE"
     made.ContentSequence = [*content, *rest]
-    return finish(made, sources, provenance, output)
+    whole = finish(made, sources, provenance, output)
+    # Only now: on its way `finish` would look at every image.
+    _complete_library(whole.ContentSequence, sources)
+    _complete_evidence(whole.CurrentRequestedProcedureEvidenceSequence[0], sources)
+    return whole
 
 
 def evaluations(ended: Code, sentences: Iterable[str]) -> ContainerContentItem:
@@ -158,34 +164,44 @@ def _procedures(newest: Dataset) -> list[Code]:
 
 
 def _image_library(sources: Sources, place: Geometry | None) -> ContainerContentItem:
-    """List the images that were analysed (TID 1600); what they share is said once, for the group (TID 1602)."""
+    """Begin the list of the images that were analysed (TID 1600) with what they share (TID 1602)."""
     library = ContainerContentItem(codes.DCM.ImageLibrary, relationship_type=CONTAINS)
     group = ContainerContentItem(codes.DCM.ImageLibraryGroup, relationship_type=CONTAINS)
-    shown: dict[str, list[int]] = {}
-    for frame in sources.frames:
-        numbers = shown.setdefault(frame.instance.sop_instance_uid, [])
-        numbers += [frame.number] if frame.number is not None else []
-    images = (_image(instance, shown[instance.sop_instance_uid]) for instance in sources.instances)
-    group.add_new("ContentSequence", "SQ", [*_descriptors(sources.header, place), *images])
+    group.add_new("ContentSequence", "SQ", [*_descriptors(sources.header, place)])
     library.ContentSequence = ContentSequence([group])
     return library
 
 
-def _image(instance: Instance, frame_numbers: list[int]) -> Dataset:
-    """Name a source image; without highdicom's checks, because there may be thousands."""
+def _complete_library(content: Sequence[Dataset], sources: Sources) -> None:
+    """Name every source image in the image library, which `_image_library` began."""
+    name = codes.DCM.ImageLibrary.value
+    (library,) = (item for item in content if item.ConceptNameCodeSequence[0].get("CodeValue") == name)
+    shown: dict[str, list[int]] = {}
+    for frame in sources.frames:
+        numbers = shown.setdefault(frame.instance.sop_instance_uid, [])
+        numbers += [frame.number] if frame.number is not None else []
+    (group,) = library.ContentSequence
+    descriptors = [explicit.encode(item) for item in group.ContentSequence]
+    rest = explicit.encode(_image())
+    images = (_reference(instance, shown[instance.sop_instance_uid]) for instance in sources.instances)
+    items = (explicit.sequence("ReferencedSOPSequence", [image]) + rest for image in images)
+    explicit.put(group, "ContentSequence", [*descriptors, *items])
+    explicit.mark(library)
+
+
+def _image() -> Dataset:
+    """Make a content item of an image, all but the reference."""
     item = Dataset()
     item.RelationshipType, item.ValueType = CONTAINS.value, "IMAGE"
     item.ConceptNameCodeSequence = [_SOURCE_ITEM]
-    item.ReferencedSOPSequence = [_reference(instance)]
+    return item
+
+
+def _reference(instance: Instance, frame_numbers: list[int]) -> bytes:
+    numbers = Dataset()
     if frame_numbers:
-        item.ReferencedSOPSequence[0].ReferencedFrameNumber = frame_numbers
-    return item
-
-
-def _reference(instance: Instance) -> Dataset:
-    item = Dataset()
-    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = instance.sop_class_uid, instance.sop_instance_uid
-    return item
+        numbers.ReferencedFrameNumber = frame_numbers
+    return explicit.image(instance) + explicit.encode(numbers)
 
 
 def _descriptors(header: Dataset, place: Geometry | None) -> Iterator[hd.sr.ContentItem]:
@@ -216,15 +232,18 @@ def _modalities() -> list[Code]:
 
 def _first_image(sources: Sources) -> Dataset:
     instance, header = sources.instances[0], sources.header
-    return stand_in(header, instance.sop_class_uid, instance.sop_instance_uid, str(header.SeriesInstanceUID))
+    study, series = str(header.StudyInstanceUID), str(header.SeriesInstanceUID)
+    return stand_in(study, series, instance.sop_class_uid, instance.sop_instance_uid)
 
 
-def _complete_evidence(made: Dataset, sources: Sources) -> None:
+def _complete_evidence(study: Dataset, sources: Sources) -> None:
     """Name every source image where the first of them is named (PS3.3 C.17.2)."""
     uid = str(sources.header.SeriesInstanceUID)
-    for series in made.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence:
+    for series in study.ReferencedSeriesSequence:
         if series.SeriesInstanceUID == uid:
-            series.ReferencedSOPSequence = [_reference(instance) for instance in sources.instances]
+            images = (explicit.image(instance) for instance in sources.instances)
+            explicit.put(series, "ReferencedSOPSequence", images)
+    explicit.mark(study)
 
 
 def _separate(item: Dataset) -> None:
@@ -233,16 +252,6 @@ def _separate(item: Dataset) -> None:
         item.ContinuityOfContent = "SEPARATE"
     for child in item.get("ContentSequence") or ():
         _separate(child)
-
-
-def stand_in(header: Dataset, sop_class_uid: str, sop_instance_uid: str, series_instance_uid: str) -> Dataset:
-    """Stand for an object of the study: identifiers only; `finish` puts the patient and the study in."""
-    ds = Dataset()
-    ds.SOPClassUID, ds.SOPInstanceUID = sop_class_uid, sop_instance_uid
-    ds.StudyInstanceUID, ds.SeriesInstanceUID = str(header.StudyInstanceUID), series_instance_uid
-    ds.PatientID = ds.PatientName = ds.PatientBirthDate = ds.PatientSex = None
-    ds.AccessionNumber = ds.StudyID = ds.StudyDate = ds.StudyTime = None
-    return ds
 
 
 def _previous(reports: Sequence[Predecessor]) -> list[Dataset] | None:

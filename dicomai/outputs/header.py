@@ -23,6 +23,7 @@ from pydicom.multival import MultiValue
 from pydicom.valuerep import CUSTOMIZABLE_CHARSET_VR, STANDARD_VR, STR_VR, validate_value
 
 from dicomai.errors import IdentityError
+from dicomai.outputs import priors
 
 # PS3.3: C.7.1.1, C.7.2.1, C.7.2.2, C.7.1.3, C.7.2.3.
 _MODULES = ("patient", "general-study", "patient-study", "clinical-trial-subject", "clinical-trial-study")
@@ -66,6 +67,8 @@ def restate(ds: Dataset, newest: Dataset) -> Dataset:
             f" {newest.get('StudyInstanceUID', '(none)')}: decide by hand where it goes."
         )
     made = _shallow(ds)
+    if priors.no_longer_holds(ds, newest):
+        priors.forget(made)
     for tag in list(made.keys()):
         if _describes_patient_or_study(tag):
             del made[tag]

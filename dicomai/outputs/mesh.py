@@ -19,7 +19,15 @@ from scipy.ndimage import find_objects
 from skimage.measure import marching_cubes
 
 from dicomai.findings import Findings, found_segments
-from dicomai.outputs.common import Geometry, check_shapes, code_item, finish, geometry
+from dicomai.outputs.common import (
+    Geometry,
+    check_shapes,
+    code_item,
+    finish,
+    frame_of_reference,
+    geometry,
+    identification,
+)
 from dicomai.outputs.encapsulated import Kind, encapsulate, instances
 from dicomai.outputs.provenance import Provenance, Sources
 
@@ -59,20 +67,10 @@ def build(findings: Findings, sources: Sources, provenance: Provenance) -> Datas
     made = encapsulate(_stl(np.concatenate(shells)), KIND, title, concept, sources, provenance)
     made.MeasurementUnitsCodeSequence = [code_item(_MM)]
     made.ModelModification = made.ModelMirroring = "NO"
-    algorithm = provenance.algorithm
-    made.DerivationAlgorithmSequence = hd.AlgorithmIdentificationSequence(
-        name=algorithm.name,
-        family=algorithm.family,
-        version=algorithm.version,
-        source=algorithm.manufacturer,
-        parameters={"weights": algorithm.weights_digest},
-    )
+    made.DerivationAlgorithmSequence = identification(provenance.algorithm)
     if len(found) == 1:
         made.RecommendedDisplayCIELabValue = list(hd.color.CIELabColor.from_rgb(*found[0].segment.color).value)
-    # The segmentation's own where the sources have none: what lies in the same place says so.
-    made.FrameOfReferenceUID = str(
-        sources.header.get("FrameOfReferenceUID") or provenance.uid("seg", "frame of reference")
-    )
+    made.FrameOfReferenceUID = frame_of_reference(sources, provenance)
     made.PositionReferenceIndicator = None
     series = Dataset()
     series.SeriesInstanceUID = str(sources.header.SeriesInstanceUID)

@@ -10,6 +10,7 @@ from zoneinfo import ZoneInfo
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 
+from dicomai.outputs.priors import NoPrior, Prior
 from dicomai.study import Frame, Instance
 
 # Every UID that dicomai derives comes from this namespace: a change here would give old results new names.
@@ -18,7 +19,21 @@ _NAMESPACE = UUID("8d57433b-99c7-474e-becd-42c5c3781abc")
 FIRST_SERIES_NUMBER = 9000
 
 # An output keeps its place for ever, so that the same run always gives the same series numbers; new ones go last.
-OUTPUTS = ("seg", "sr", "keyimage", "kos", "gsps", "rtstruct", "pdf", "mesh", "saliency", "report")
+OUTPUTS = (
+    "seg",
+    "sr",
+    "keyimage",
+    "kos",
+    "gsps",
+    "rtstruct",
+    "pdf",
+    "mesh",
+    "saliency",
+    "report",
+    "keyframes",
+    "reportimage",
+    "fractional",
+)
 
 
 def derived_uid(*parts: object) -> str:
@@ -122,6 +137,7 @@ class Provenance:
         supersedes: the objects of the result that this one replaces; empty for a first result.
         label_map: the transfer syntax in which every destination takes a Label Map Segmentation; None where one of
             them may not, and the segmentation is binary.
+        prior: what the report compares with, or why it compares with nothing; None where no comparison was asked for.
     """
 
     work_digest: str
@@ -135,6 +151,7 @@ class Provenance:
     series_numbers: frozenset[int] = frozenset()
     supersedes: tuple[Predecessor, ...] = ()
     label_map: str | None = None
+    prior: Prior | NoPrior | None = None
 
     def uid(self, output: str, n: int | str) -> str:
         """Give a UID of this run: the same for the same work, generation, output and `n`."""

@@ -8,7 +8,6 @@ also readers older than CLOSED_PLANAR_XOR draw rightly. The approval is UNAPPROV
 
 from collections.abc import Iterator, Sequence
 
-import highdicom as hd
 import numpy as np
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
@@ -22,7 +21,9 @@ from dicomai.outputs.common import (
     check_shapes,
     code_item,
     finish,
+    frame_of_reference,
     geometry,
+    identification,
     reference,
     references,
     tracking,
@@ -55,13 +56,11 @@ def build(findings: Findings, sources: Sources, provenance: Provenance) -> Datas
     found = found_segments(findings)
     if not found or speckled(findings, found, areas(findings)):
         return None
-    frame_of_reference = str(
-        sources.header.get("FrameOfReferenceUID") or provenance.uid("seg", "frame of reference")
-    )  # as the segmentation has it
+    uid = frame_of_reference(sources, provenance)
     made = _structure_set(provenance)
-    made.FrameOfReferenceUID, made.PositionReferenceIndicator = frame_of_reference, None
-    made.ReferencedFrameOfReferenceSequence = [_frame_of_reference(frame_of_reference, sources)]
-    made.StructureSetROISequence = [_roi(one, frame_of_reference, provenance) for one in found]
+    made.FrameOfReferenceUID, made.PositionReferenceIndicator = uid, None
+    made.ReferencedFrameOfReferenceSequence = [_frame_of_reference(uid, sources)]
+    made.StructureSetROISequence = [_roi(one, uid, provenance) for one in found]
     made.RTROIObservationsSequence = [_observation(one, provenance) for one in found]
     whole = finish(made, sources, provenance, "rtstruct")
     # Only now: on its way `finish` would look at every coordinate.
@@ -106,24 +105,17 @@ def _frame_of_reference(uid: str, sources: Sources) -> Dataset:
     return item
 
 
-def _roi(one: NumberedSegment, frame_of_reference: str, provenance: Provenance) -> Dataset:
+def _roi(one: NumberedSegment, frame_of_reference_uid: str, provenance: Provenance) -> Dataset:
     """Name a segment, and say what drew it; its tracking UID is that of the conceptual volume (PS3.3 C.8.8.5)."""
-    algorithm = provenance.algorithm
     identifier, uid = tracking(provenance, one.layer, one.segment)
     item = Dataset()
     item.ROINumber = one.number
-    item.ReferencedFrameOfReferenceUID = frame_of_reference
+    item.ReferencedFrameOfReferenceUID = frame_of_reference_uid
     item.ROIName = one.segment.label[:64].replace("\\", "/")
     item.ROIDescription = identifier
     item.ROIGenerationAlgorithm = "AUTOMATIC"
     item.ROIGenerationDescription = "Made by an algorithm, unverified"
-    item.ROIDerivationAlgorithmIdentificationSequence = hd.AlgorithmIdentificationSequence(
-        name=algorithm.name,
-        family=algorithm.family,
-        version=algorithm.version,
-        source=algorithm.manufacturer,
-        parameters={"weights": algorithm.weights_digest},
-    )
+    item.ROIDerivationAlgorithmIdentificationSequence = identification(provenance.algorithm)
     volume = Dataset()
     volume.ConceptualVolumeUID = uid
     item.ConceptualVolumeIdentificationSequence = [volume]

@@ -12,8 +12,8 @@ from pydicom.uid import ParametricMapStorage
 
 from dicomai.errors import InferenceError
 from dicomai.findings import Findings, Saliency
-from dicomai.outputs.common import carry, equipment, finish, geometry, say_lossy
-from dicomai.outputs.planes import name_dimensions, refer, stand_ins
+from dicomai.outputs.common import Geometry, carry, equipment, finish, geometry, say_lossy
+from dicomai.outputs.planes import in_order, name_dimensions, put_frames, stand_in, take_frame
 from dicomai.outputs.provenance import Provenance, Sources
 
 SOP_CLASS_UID = ParametricMapStorage
@@ -35,15 +35,19 @@ def build(findings: Findings, sources: Sources, provenance: Provenance) -> Datas
     if saliency is None:
         return None
     _check(saliency, sources)
-    made = _outline(saliency, sources, provenance)
-    planes = refer(made, sources)
+    place = geometry(sources)
+    made = _outline(saliency, sources, provenance, place)
+    pattern = take_frame(made)
+    slices = in_order(range(len(sources.frames)), place)
     name_dimensions(made, provenance.uid("saliency", "dimensions"))
     made.Rows, made.Columns = sources.header.Rows, sources.header.Columns
-    made.FloatPixelData = saliency.values[planes].astype("<f4", copy=False).tobytes()
+    made.FloatPixelData = saliency.values[slices].astype("<f4", copy=False).tobytes()
     say_lossy(made, sources)
     if sources.header.get("BodyPartExamined"):
         carry(made, sources.header, "BodyPartExamined")
-    return finish(made, sources, provenance, "saliency")
+    whole = finish(made, sources, provenance, "saliency")
+    put_frames(whole, pattern, [(0, plane) for plane in range(len(slices))], slices, sources, place)
+    return whole
 
 
 def _check(saliency: Saliency, sources: Sources) -> None:
@@ -59,8 +63,8 @@ def _check(saliency: Saliency, sources: Sources) -> None:
         raise InferenceError(f"The {saliency.label} has {count} values that are no numbers: the network diverged.")
 
 
-def _outline(saliency: Saliency, sources: Sources, provenance: Provenance) -> ParametricMap:
-    """Let highdicom make the object with frames of a single voxel: with the real ones it would copy them all."""
+def _outline(saliency: Saliency, sources: Sources, provenance: Provenance, place: Geometry) -> ParametricMap:
+    """Let highdicom make the object with one frame of a single voxel: of the real ones it would copy all."""
     low, high = float(saliency.values.min()), float(saliency.values.max())
     window = hd.VOILUTTransformation(  # exact: a linear window is never narrower than 1 (PS3.3 C.11.2.1.3)
         window_center=float(f"{(low + high) / 2:.6g}"),
@@ -77,8 +81,8 @@ def _outline(saliency: Saliency, sources: Sources, provenance: Provenance) -> Pa
         quantity_definition=saliency.quantity,
     )
     return ParametricMap(
-        source_images=stand_ins(sources, provenance, geometry(sources)),
-        pixel_array=np.zeros((len(sources.frames), 1, 1), np.float32),
+        source_images=[stand_in(sources, provenance, place)],
+        pixel_array=np.zeros((1, 1, 1), np.float32),
         series_instance_uid=provenance.uid("saliency", "series"),
         series_number=provenance.series_number("saliency"),
         sop_instance_uid=provenance.uid("saliency", "instance"),

@@ -10,7 +10,6 @@ import highdicom as hd
 import numpy as np
 from highdicom.color import CIELabColor
 from highdicom.seg import Segmentation, SegmentDescription
-from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, SegmentationStorage
 
@@ -23,11 +22,12 @@ from dicomai.outputs.common import (
     equipment,
     finish,
     geometry,
+    identification,
     say_lossy,
     tracking,
 )
-from dicomai.outputs.frames import PER_FRAME_FUNCTIONAL_GROUPS, describe, overlap, pack, presence
-from dicomai.outputs.planes import name_dimensions, refer, stand_ins
+from dicomai.outputs.frames import overlap, pack, spans
+from dicomai.outputs.planes import in_order, name_dimensions, put_frames, stand_in, take_frame
 from dicomai.outputs.provenance import Provenance, Sources
 from dicomai.profiles import LABEL_MAP
 
@@ -69,54 +69,48 @@ def build(findings: Findings, sources: Sources, provenance: Provenance) -> Datas
     if not found:
         return None
     place = geometry(sources)
-    present = presence(findings, found)
+    where = spans(findings, found)
+    present = where[..., 1] > where[..., 0]
+    slices = in_order(np.flatnonzero(present.any(axis=0)).tolist(), place)
     overlaps = overlap(findings, found)
     syntax = None if overlaps else provenance.label_map
-    made = _outline(present, found, sources, provenance, place, LABELMAP if syntax else BINARY)
+    made = _outline(found, sources, provenance, place, LABELMAP if syntax else BINARY)
     made.Rows, made.Columns = sources.header.Rows, sources.header.Columns
     made.SegmentsOverlap = "YES" if overlaps else "NO"
-    planes = refer(made, sources)
+    pattern = take_frame(made)
     del made.PixelData
     name_dimensions(made, provenance.uid("seg", "dimensions"))
     say_lossy(made, sources)
     # Viewers sort by it. Laterality stays with the sources: in a segmentation validators take it for a fault.
     if sources.header.get("BodyPartExamined"):
         carry(made, sources.header, "BodyPartExamined")
-    if syntax:  # the outline has the frames that there are: one for each plane that shows a segment
-        whole = finish(made, sources, provenance, "seg")
-        whole.file_meta.TransferSyntaxUID = UID(syntax)
-        whole.add(labelmap.pixels(labelmap.numbered(findings, found, planes), whole, syntax))
-        return whole
-    frames = [(row, plane) for row in range(len(found)) for plane, z in enumerate(planes) if present[row, z]]
-    made.NumberOfFrames = len(frames)
-    groups = describe(frames, made.PerFrameFunctionalGroupsSequence, several=len(found) > 1)
-    del made.PerFrameFunctionalGroupsSequence
     whole = finish(made, sources, provenance, "seg")
-    # Only now: on its way `finish` would parse the groups that are encoded.
-    whole[PER_FRAME_FUNCTIONAL_GROUPS] = groups
-    masks = (_mask(findings, found[row], planes[plane]) for row, plane in frames)
-    whole.add(pack(masks, made.Rows * made.Columns))
+    planes = range(len(slices))
+    if syntax:
+        whole.file_meta.TransferSyntaxUID = UID(syntax)
+        put_frames(whole, pattern, [(0, plane) for plane in planes], slices, sources, place)
+        whole.add(labelmap.pixels(labelmap.numbered(findings, found, slices), whole, syntax))
+        return whole
+    frames = [(row, plane) for row in range(len(found)) for plane in planes if present[row, slices[plane]]]
+    put_frames(whole, pattern, frames, slices, sources, place)
+    whole.add(pack(findings, found, frames, slices, where))
     return whole
 
 
 def _outline(
-    present: NDArray[np.bool_],
     found: Sequence[NumberedSegment],
     sources: Sources,
     provenance: Provenance,
     place: Geometry,
     form: hd.seg.SegmentationTypeValues,
 ) -> Segmentation:
-    """Let highdicom make the object, with all attributes but the frames: one for each plane that shows a segment.
-
-    Those have a single voxel, of the first segment: their functional groups say what every frame of the plane says.
-    """
-    described = [_describe(numbered, provenance) for numbered in found]
-    # It looks for each segment that it knows of in each plane: of many, two stand for all in a binary one.
+    """Let highdicom make the object with a single frame, of a single voxel, of the first segment."""
+    described = [describe(numbered, provenance) for numbered in found]
+    # It looks for each segment that it knows of: of many, two stand for all in a binary one.
     known = described if form is LABELMAP else described[:2]
     made = Segmentation(
-        source_images=stand_ins(sources, provenance, place),
-        pixel_array=present.any(axis=0).astype(np.uint8).reshape(-1, 1, 1),
+        source_images=[stand_in(sources, provenance, place)],
+        pixel_array=np.ones((1, 1, 1), np.uint8),
         segmentation_type=form,
         segment_descriptions=known,
         series_instance_uid=provenance.uid("seg", "series"),
@@ -134,14 +128,9 @@ def _outline(
     return made
 
 
-def _mask(findings: Findings, one: NumberedSegment, z: int) -> NDArray[np.bool_]:
-    """Give the voxels of a segment in a slice, shape (y, x)."""
-    return np.asarray(findings.layers[one.layer].labels[z] == one.segment.number)
-
-
-def _describe(numbered: NumberedSegment, provenance: Provenance) -> SegmentDescription:
+def describe(numbered: NumberedSegment, provenance: Provenance) -> SegmentDescription:
     """Describe a segment in codes (PS3.3 C.8.20.2)."""
-    segment, algorithm = numbered.segment, provenance.algorithm
+    segment = numbered.segment
     identifier, uid = tracking(provenance, numbered.layer, segment)
     return SegmentDescription(
         segment_number=numbered.number,
@@ -149,13 +138,7 @@ def _describe(numbered: NumberedSegment, provenance: Provenance) -> SegmentDescr
         segmented_property_category=segment.category,
         segmented_property_type=segment.type,
         algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
-        algorithm_identification=hd.AlgorithmIdentificationSequence(
-            name=algorithm.name,
-            family=algorithm.family,
-            version=algorithm.version,
-            source=algorithm.manufacturer,
-            parameters={"weights": algorithm.weights_digest},
-        ),
+        algorithm_identification=identification(provenance.algorithm),
         tracking_uid=uid,
         tracking_id=identifier,
         anatomic_regions=[segment.finding_site],

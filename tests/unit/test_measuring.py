@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
+from scipy.spatial import ConvexHull
+from scipy.spatial.distance import pdist
 
 from dicomai import measuring, quantities
 from dicomai.bundle import Wanted
@@ -81,7 +83,6 @@ def test_a_rod_is_as_long_as_its_voxels_together() -> None:
 
 def test_the_diameter_is_that_of_the_mesh() -> None:
     """Against marching cubes, which is how IBSI defines it."""
-    from scipy.spatial.distance import pdist
     from skimage.measure import marching_cubes
 
     for seed in range(5):
@@ -90,6 +91,25 @@ def test_the_diameter_is_that_of_the_mesh() -> None:
         affine = turned(seed)
         corners, *_ = marching_cubes(np.pad(labels, 1).astype(float), 0.5)
         assert measured(labels, affine, DIAMETER) == pytest.approx([pdist(corners @ affine[:3, :3].T).max()], rel=1e-6)
+
+
+def test_the_diameter_is_found_among_all_faces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the shape: flat, a line, a point, parts that lie apart, and balls, all of whose ends are far out."""
+    monkeypatch.setattr(measuring, "_CHUNK", 4)
+    faces = np.vstack([np.eye(3), -np.eye(3)]) / 2
+    for seed in range(40):
+        random = np.random.default_rng(seed)
+        shape = random.integers(1, 12, 3)
+        labels = (random.random(shape) < random.choice([0.02, 0.2, 0.9])).astype(int)
+        labels.flat[random.integers(labels.size)] = 1
+        if seed % 2 == 0:
+            grid, middle = np.indices((16, 16, 16)), random.uniform(7, 8, 3)
+            squares = [(index - at) ** 2 for index, at in zip(grid, middle, strict=True)]
+            labels = (np.sum(squares, axis=0) < random.uniform(20, 40)).astype(int)
+        affine = turned(seed, (1.0, 1.0, 1.0))
+        points = (np.argwhere(labels)[:, np.newaxis] + faces).reshape(-1, 3) @ affine[:3, :3].T
+        points = points[ConvexHull(points).vertices]
+        assert measured(labels, affine, DIAMETER) == pytest.approx([pdist(points).max()], rel=1e-9)
 
 
 def test_a_sheared_stack_is_measured_as_it_lies() -> None:

@@ -106,6 +106,39 @@ def test_spacing_comes_from_positions_not_from_the_header() -> None:
     assert (float(measures.SpacingBetweenSlices), float(measures.SliceThickness)) == (7.0, 5.0)
 
 
+@pytest.mark.parametrize("segments", [1, 2])
+@pytest.mark.parametrize(
+    ("attributes", "empty"),
+    [
+        ({}, ()),
+        ({"orientation": "sagittal"}, (0, 4)),
+        ({}, (2,)),
+        ({}, (1, 2, 3, 4)),
+        ({"positions": [0, 2, 5, 6, 8]}, ()),
+    ],
+    ids=["regular", "cropped", "gap", "single", "irregular"],
+)
+def test_frames_are_those_that_highdicom_makes(
+    attributes: dict[str, Any], empty: tuple[int, ...], segments: int
+) -> None:
+    """It makes one only for us; here it makes them all."""
+    images = synthetic.series(shape=(5, 8, 10), **attributes)
+    sources = results.sources(synthetic.instances(images))
+    labels = np.full((5, 8, 10), segments, np.uint8)
+    labels[:, :4], labels[list(empty)] = 1, 0
+    described = [results.segment(n + 1) for n in range(segments)]
+    ours = build("seg", results.findings(labels, segments=described), sources, results.provenance())
+    assert ours is not None
+    theirs = hd.seg.Segmentation(
+        [frame.instance.header for frame in sources.frames], labels, "BINARY", ours.SegmentSequence, "1.2", 1, "1.3",
+        1, "a", "b", "1", "2",
+    )  # fmt: skip
+    theirs = pydicom.dcmread(io.BytesIO(encode(theirs)))  # highdicom compares its sequences with no others
+    references = ("SourceImageSequence", "ReferencedSeriesSequence")
+    for keyword in ("NumberOfFrames", "DimensionOrganizationType", "PerFrameFunctionalGroupsSequence", *references):
+        assert ours.get(keyword) == theirs.get(keyword)
+
+
 def test_segment_says_what_it_is_and_what_made_it() -> None:
     sources = results.sources(synthetic.instances(synthetic.series(shape=(4, 8, 8))))
     ds = built(results.findings(results.ball((4, 8, 8))), sources)
