@@ -9,7 +9,7 @@ import structlog
 from dicomai.database import Database, owner_name
 from dicomai.database.probes import Probes
 from dicomai.errors import ConfigurationError, DeliveryError, StoreError
-from dicomai.profiles import Profile, denied
+from dicomai.profiles import Probe
 
 log = structlog.get_logger()
 
@@ -25,15 +25,19 @@ Raises:
 """
 
 
+Judge = Callable[[Probe], str]
+"""Says in a sentence what is at odds with what is said of a destination; empty where nothing is."""
+
+
 class Prober:
     """Asks each destination in its turn, and writes down what it accepts."""
 
-    def __init__(self, database: Database, destinations: Mapping[str, tuple[Profile, Ask]]) -> None:
+    def __init__(self, database: Database, destinations: Mapping[str, tuple[Judge, Ask]]) -> None:
         """Make a prober.
 
         Args:
             database: where the answers go.
-            destinations: by name the profile that it is said to have, and how it is asked.
+            destinations: by name how what it accepts is judged, and how it is asked.
         """
         self._probes = Probes(database)
         self._destinations = destinations
@@ -58,7 +62,7 @@ class Prober:
 
     def probe(self, name: str) -> None:
         """Probe one destination; that it is away is no fault, deliveries say so themselves."""
-        profile, ask = self._destinations[name]
+        judge, ask = self._destinations[name]
         try:
             is_news = self._probes.answered(name, ask(), self._owner)
         except (DeliveryError, ConfigurationError) as error:
@@ -72,8 +76,8 @@ class Prober:
                 name, f"The probe failed with {type(error).__name__}; the log of the delivery says where."
             )
             return
-        remark = denied(profile, self._probes.last()[name])
+        remark = judge(self._probes.last()[name])
         if remark:
-            log.warning("a destination is at odds with its profile", destination=name, remark=remark)
+            log.warning("a destination is at odds with what is said of it", destination=name, remark=remark)
         elif is_news:
             log.info("a destination was probed", destination=name)

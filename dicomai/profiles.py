@@ -1,9 +1,11 @@
 """Profiles: what a destination shows of a result, as its administrator states it and as a probe of it has found."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+
+from pydicom.uid import UID
 
 LABEL_MAP = "1.2.840.10008.5.1.4.1.1.66.7"
 """Label Map Segmentation Storage."""
@@ -16,7 +18,7 @@ _REPORT = "1.2.840.10008.5.1.4.1.1.88.34"
 _PICTURE = "keyimage"
 
 # Segmentations and structured reports, which a legacy PACS does not show, and the pictures that stand in for them.
-_INSTEAD = {"seg": _PICTURE, "sr": _PICTURE, "report": "reportimage"}
+_INSTEAD = {"seg": _PICTURE, "fractional": _PICTURE, "sr": _PICTURE, "report": "reportimage"}
 
 
 class Profile(StrEnum):
@@ -79,10 +81,19 @@ def label_map(takers: Iterable[tuple[Profile, Probe | None]]) -> str | None:
     return next((syntax for syntax in LABEL_MAP_SYNTAXES if syntax in common), None)
 
 
-def denied(profile: Profile, probe: Probe) -> str:
-    """Say in a sentence how what a destination accepts is at odds with its profile; empty where it is not."""
+def denied(profile: Profile, probe: Probe, services: Mapping[str, str] | None = None) -> str:
+    """Say in a sentence how what a destination accepts is at odds with what is said of it; empty where it is not.
+
+    Args:
+        profile: what it is said to show.
+        probe: what it was last seen to accept.
+        services: by SOP Class UID the key of the configuration that has it asked for more than to store.
+    """
     if probe.answered_at is None:
         return ""
+    for sop_class, key in (services or {}).items():
+        if not probe.syntaxes(sop_class):
+            return f"it refuses what {key} asks of it ({UID(sop_class).name}): allow that there, or take the key out."
     if profile is Profile.LEGACY:
         return ""
     for name, sop_class in (("Segmentation Storage", _SEGMENTATION), ("Comprehensive 3D SR Storage", _REPORT)):

@@ -328,13 +328,17 @@ def _prober(settings: Settings, database: "Database") -> "Prober":
     """Make what asks the DICOM destinations what they accept."""
     from dicomai.destinations.dimse.probe import probe
     from dicomai.prober import Prober
+    from dicomai.profiles import Probe, denied
 
     def asked(one: DicomDestination) -> Callable[[], frozenset[tuple[str, str]]]:
         patience = min(settings.delivery.timeout, GRACE_SECONDS / 2)  # at the end of the role it is waited for
         return lambda: probe(one, calling_ae=settings.node.ae_title, timeout=patience, tls=settings.tls)
 
+    def judged(one: DicomDestination) -> Callable[[Probe], str]:
+        return lambda last: denied(one.profile, last, one.services)
+
     dicom = [one for one in settings.destination if isinstance(one, DicomDestination)]
-    return Prober(database, {one.name: (one.profile, asked(one)) for one in dicom})
+    return Prober(database, {one.name: (judged(one), asked(one)) for one in dicom})
 
 
 def _console(settings: Settings, cue: _Cue) -> None:

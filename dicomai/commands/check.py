@@ -242,7 +242,7 @@ def _profile(entry: DicomDestination, settings: Settings) -> list[Finding]:
     except DicomaiError as error:
         return [Finding("bad", about, str(error))]
     now = datetime.now(UTC)
-    remark = denied(entry.profile, Probe(now, "", now, accepted))
+    remark = denied(entry.profile, Probe(now, "", now, accepted), entry.services)
     return [Finding("warning", about, remark)] if remark else []
 
 

@@ -8,7 +8,7 @@ from pydicom.uid import UID
 from dicomai.commands import wire
 from dicomai.commands.output import console, print_json, print_table
 from dicomai.commands.worklist import database, missing_file, person
-from dicomai.config import DicomDestination, Settings
+from dicomai.config import Destination, DicomDestination, Settings
 from dicomai.database.probes import Probes
 from dicomai.destinations.dimse.probe import PROPOSED, probe
 from dicomai.errors import ConfigurationError
@@ -36,7 +36,7 @@ def show_all(settings: Settings, *, as_json: bool) -> int:
                     "probed_at": last.tried_at.isoformat() if last else None,
                     "answered_at": last.answered_at.isoformat() if last and last.answered_at else None,
                     "error": last.error if last else "",
-                    "remark": denied(one.profile, last) if last else "",
+                    "remark": _remark(one, last),
                 }
                 for one, last in entries
             ]
@@ -49,7 +49,7 @@ def show_all(settings: Settings, *, as_json: bool) -> int:
             one.profile.value,
             _moment(last.tried_at) if last else "",
             _moment(last.answered_at) if last and last.answered_at else "",
-            (last.error or denied(one.profile, last)) if last else "",
+            (last.error if last else "") or _remark(one, last),
         )
         for one, last in entries
     ]
@@ -73,7 +73,7 @@ def probe_one(settings: Settings, name: str, *, as_json: bool) -> int:
     if entry in settings.destination and missing_file(settings) is None:
         Probes(database(settings)).answered(entry.name, accepted, person())
     now = datetime.now().astimezone()
-    remark = denied(entry.profile, Probe(now, "", now, accepted))
+    remark = denied(entry.profile, Probe(now, "", now, accepted), entry.services)
     if as_json:
         contexts = [
             {
@@ -90,6 +90,12 @@ def probe_one(settings: Settings, name: str, *, as_json: bool) -> int:
     return 0
 
 
+def _remark(entry: Destination, last: Probe | None) -> str:
+    if last is None:
+        return ""
+    return denied(entry.profile, last, entry.services if isinstance(entry, DicomDestination) else None)
+
+
 def _print(entry: DicomDestination, accepted: frozenset[tuple[str, str]], remark: str) -> None:
     words = {True: "yes", False: "no"}
     rows = [
@@ -103,7 +109,7 @@ def _print(entry: DicomDestination, accepted: frozenset[tuple[str, str]], remark
     out = console()
     out.print()
     if remark:
-        out.print(f"{entry.name} is at odds with its profile: {remark}")
+        out.print(f"{entry.name} is at odds with what is said of it: {remark}")
     else:
         out.print(f'{entry.name} has profile = "{entry.profile.value}": it is sent {_MEANINGS[entry.profile]}.')
 

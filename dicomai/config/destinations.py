@@ -10,6 +10,9 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from dicomai.config.sections import _HOST, AETitle, Name, Port, Seconds, _Section
 from dicomai.profiles import Profile
 
+_FIND = "1.2.840.10008.5.1.4.1.2.2.1"  # Study Root Query/Retrieve Information Model
+_COMMITMENT = "1.2.840.10008.1.20.1"  # Storage Commitment Push Model
+
 
 class DicomDestination(_Section):
     """`[[destination]]` of type `dicom`: C-STORE to an AE."""
@@ -29,6 +32,19 @@ class DicomDestination(_Section):
     wait_for_source: bool = False
     withdraw_superseded: bool = False
     max_age: Seconds | None = None
+
+    @property
+    def services(self) -> dict[str, str]:
+        """What it is asked beside storing: by SOP Class UID the key that says so."""
+        keys = {
+            _COMMITMENT: {"commitment": self.commitment},
+            _FIND: {
+                "verify": self.verify == "find",
+                "check_patient": self.check_patient,
+                "wait_for_source": self.wait_for_source,
+            },
+        }
+        return {uid: key for uid, some in keys.items() for key in [k for k, is_set in some.items() if is_set][:1]}
 
 
 class FolderDestination(_Section):

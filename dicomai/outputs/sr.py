@@ -26,7 +26,7 @@ from dicomai.outputs import comparison, document, seg
 from dicomai.outputs.common import geometry, stand_in, tracking
 from dicomai.outputs.groups import Group, made_by, other_groups
 from dicomai.outputs.provenance import Provenance, Sources
-from dicomai.words import quantity, value
+from dicomai.words import quantity, statements, value
 
 SOP_CLASS_UID = Comprehensive3DSRStorage
 
@@ -136,8 +136,9 @@ def _measurements(segment: Segment, findings: Findings) -> list[Measurement] | N
 
 
 def _summary(findings: Findings) -> Iterator[str]:
-    """Say the first of the numbers in one line; all of them stand further below, exactly."""
+    """Say the first of the numbers and answers in one line; all of them stand further below, exactly."""
     said = [f"{one.segment.label}: {quantity(one)} {value(one)}" for one in findings.measurements]
+    said += [f"{one.about}: {one.value}" for one in statements(findings)]
     if said:
         more = f"; and {len(said) - _MOST_SAID} more" if len(said) > _MOST_SAID else ""
         yield f"{'; '.join(said[:_MOST_SAID])}{more}."

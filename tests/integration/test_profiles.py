@@ -4,6 +4,7 @@ import io
 import json
 import re
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from dicomai.destinations import open_destination
 from dicomai.destinations.dimse.probe import PROPOSED, probe
 from dicomai.errors import StoreError
 from dicomai.prober import Prober
-from dicomai.profiles import LABEL_MAP, LABEL_MAP_SYNTAXES, Profile
+from dicomai.profiles import LABEL_MAP, LABEL_MAP_SYNTAXES, Profile, denied
 from dicomai.worker import Worker
 from dicomai.workitem import Kind, State
 from tests.beds import Bed, Threshold, route
@@ -58,7 +59,7 @@ def ask(entry: DicomDestination) -> frozenset[tuple[str, str]]:
 
 
 def prober(bed: Bed, *entries: DicomDestination) -> Prober:
-    return Prober(bed.database, {one.name: (one.profile, lambda one=one: ask(one)) for one in entries})  # type: ignore[misc]
+    return Prober(bed.database, {one.name: (partial(denied, one.profile), partial(ask, one)) for one in entries})
 
 
 def classes(pacs: Scp) -> list[str]:
@@ -197,7 +198,7 @@ class TestProbe:
         def broken() -> frozenset[tuple[str, str]]:
             raise ValueError("secret")
 
-        Prober(sqlite_bed.database, {"pacs": (Profile.OHIF, broken)}).probe("pacs")
+        Prober(sqlite_bed.database, {"pacs": (partial(denied, Profile.OHIF), broken)}).probe("pacs")
         said = Probes(sqlite_bed.database).last()["pacs"].error
         assert "ValueError" in said
         assert "secret" not in said
@@ -220,7 +221,7 @@ class TestProbe:
 
         monkeypatch.setattr("dicomai.prober._AGAIN", 0.01)
         monkeypatch.setattr("dicomai.prober.Probes", Away)
-        Prober(sqlite_bed.database, {"pacs": (Profile.OHIF, frozenset)}).run(stop)
+        Prober(sqlite_bed.database, {"pacs": (partial(denied, Profile.OHIF), frozenset)}).run(stop)
         assert "pacs" in Probes(sqlite_bed.database).last()
 
     def test_the_delivery_role_probes_the_dicom_destinations_once_and_ends_when_told(self, sqlite_bed: Bed) -> None:

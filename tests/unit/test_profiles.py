@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from dicomai.config import DicomDestination
 from dicomai.profiles import LABEL_MAP, LABEL_MAP_SYNTAXES, Probe, Profile, denied, label_map, wanted
 
 RLE, EXPLICIT = LABEL_MAP_SYNTAXES
@@ -61,3 +62,17 @@ def test_what_a_destination_refuses_is_held_against_its_profile() -> None:
     assert denied(Profile.LABELMAP, seen(RLE)) == ""
     assert "Label Map" in denied(Profile.LABELMAP, seen(IMPLICIT))
     assert denied(Profile.LABELMAP, NEVER_ANSWERED) == ""
+
+
+def test_what_a_destination_refuses_to_be_asked_names_the_key_that_has_it_asked() -> None:
+    entry = DicomDestination(
+        name="pacs", type="dicom", ae_title="PACS", host="pacs.example", port=104, check_patient=True, commitment=True
+    )
+    stores = frozenset((sop_class, EXPLICIT) for sop_class, *_ in seen().accepted)
+    asked = "1.2.840.10008.5.1.4.1.2.2.1", "1.2.840.10008.1.20.1"
+    assert set(entry.services) == set(asked)
+    said = denied(Profile.LEGACY, Probe(NOW, "", NOW, stores), entry.services)
+    assert "commitment asks of it (Storage Commitment Push Model SOP Class)" in said
+    said = denied(Profile.OHIF, Probe(NOW, "", NOW, stores | {(asked[1], IMPLICIT)}), entry.services)
+    assert "check_patient" in said
+    assert denied(Profile.OHIF, Probe(NOW, "", NOW, stores | {(one, IMPLICIT) for one in asked}), entry.services) == ""
