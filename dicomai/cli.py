@@ -157,7 +157,9 @@ def _positive(text: str) -> int:
 def _add_worklist(commands: Commands) -> None:
     what = "the work: list, show, retry, cancel, release"
     worklist = _group(commands, "worklist", what, "dicomai worklist", _worklist_list)
-    _add(worklist, "list", _worklist_list, "list the work", "dicomai worklist list", json=True)
+    listed = _add(worklist, "list", _worklist_list, "list the work", "dicomai worklist list", json=True)
+    states = ("held", "scheduled", "in-progress", "completed", "canceled")
+    listed.add_argument("--state", choices=states, help="only the items in this state, or those that are held")
     show = _add(worklist, "show", _worklist_show, "show one workitem", "dicomai worklist show 12", json=True)
     show.add_argument("id", type=int, metavar="ID")
     for verb, what in (
@@ -297,7 +299,7 @@ def _fetch(arguments: argparse.Namespace, settings: Settings) -> int:
 def _worklist_list(arguments: argparse.Namespace, settings: Settings) -> int:
     from dicomai.commands import worklist
 
-    return worklist.show_all(settings, as_json=arguments.json)
+    return worklist.show_all(settings, as_json=arguments.json, state=getattr(arguments, "state", None))
 
 
 def _worklist_show(arguments: argparse.Namespace, settings: Settings) -> int:

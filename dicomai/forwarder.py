@@ -3,7 +3,7 @@
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import structlog
 
@@ -14,7 +14,7 @@ from dicomai.database.results import DEIDENTIFIED, DOCUMENT, IMAGE, FrozenObject
 from dicomai.database.worklist import Claim, Worklist
 from dicomai.deidentification import Deidentifier
 from dicomai.errors import DicomaiError, NotAcceptedError, StaleAttemptError, UnreadableError
-from dicomai.forwarding import Deidentify, Retain
+from dicomai.forwarding import Deidentify, Forward, Retain
 from dicomai.outputs import encode
 from dicomai.store import Store, result_key
 from dicomai.study import UNREADABLE, series_number
@@ -31,13 +31,15 @@ _MOST_REASONS = 3
 class Forwarder:
     """Works off what forward rules have planned."""
 
-    def __init__(self, store: Store, database: Database) -> None:
+    def __init__(self, store: Store, database: Database, rules: Iterable[Forward] = ()) -> None:
         """Make one.
 
         Args:
             store: where images and results are.
             database: where the worklist is.
+            rules: as they are configured now; one that de-identifies holds for what was planned before it did, too.
         """
+        self._strict = {one.name: one for one in rules if one.deidentify is not Deidentify.NONE}
         self._store = store
         self._worklist = Worklist(database)
         self._forwards = Forwards(database)
@@ -94,9 +96,11 @@ class Forwarder:
     ) -> tuple[list[FrozenObject], Counter[str]]:
         """Give the objects to be sent, and why others are not, each reason with their number."""
         how = claim.route["forwards"]
-        if Deidentify(how["deidentify"]) is Deidentify.NONE:
+        rule = self._strict.get(str(claim.route["name"]))
+        if rule is None and Deidentify(how["deidentify"]) is Deidentify.NONE:
             return [_as_it_came(one) for one in planned.leaving], Counter()
-        deidentifier = Deidentifier(self._secret, frozenset(map(Retain, how["retain"])))
+        retain = frozenset(map(Retain, how["retain"] if rule is None else rule.retain))
+        deidentifier = Deidentifier(self._secret, retain)
         objects: list[FrozenObject] = []
         refused: Counter[str] = Counter()
         for n, one in enumerate(planned.leaving):
@@ -118,13 +122,16 @@ class Forwarder:
         key = result_key(claim.item, claim.attempt, uid)
         self._store.put(key, data)
         number = series_number(ds) or 0
-        return FrozenObject(DEIDENTIFIED, str(ds.SOPClassUID), uid, str(ds.SeriesInstanceUID), number, key)
+        return FrozenObject(
+            DEIDENTIFIED, str(ds.SOPClassUID), uid, str(ds.SeriesInstanceUID), number, key, version_id=one.version_id
+        )
 
 
 def _as_it_came(one: Leaving) -> FrozenObject:
     """Name what is in the store already; its Series Number is nobody's business here."""
     what = IMAGE if one.is_image else DOCUMENT
-    return FrozenObject(what, one.sop_class_uid, one.sop_instance_uid, one.series_instance_uid, 0, one.key)
+    uids = one.sop_class_uid, one.sop_instance_uid, one.series_instance_uid
+    return FrozenObject(what, *uids, 0, one.key, version_id=one.version_id)
 
 
 def _remark(planned: Planned, refused: Counter[str]) -> str:
@@ -135,11 +142,13 @@ def _remark(planned: Planned, refused: Counter[str]) -> str:
         more = f"; and {len(refused) - _MOST_REASONS} more reasons" if len(refused) > _MOST_REASONS else ""
         said.append(f"Not forwarded, as it cannot be de-identified: {'; '.join(reasons)}{more}.")
     if planned.outdated:
-        said.append(f"{planned.outdated} instances are left out: a later version of each has come, and goes by itself.")
+        said.append(f"{planned.outdated} instances are left out: a newer version of each goes by itself.")
     if planned.doubted:
         uids = ", ".join(planned.doubted[:_MOST_REASONS])
         said.append(
             f"{len(planned.doubted)} instances are left out, as they contradict those that came first ({uids}): correct"
             " them at their source, and have them sent under a UID of their own."
         )
+    if not (said or planned.leaving):
+        said.append("Nothing is left to this workitem: a later one lets the same go.")
     return " ".join(said)

@@ -33,7 +33,7 @@ class Forward:
         match: keyword to pattern, as a route's.
         exclude: keyword to pattern, as a route's.
         destinations: names.
-        ae_titles: of the destinations that have one, by name: what came from there does not go back.
+        returns_as: the AE titles under which destinations send, by name: what came from there does not go back.
         deidentify: whether they go as they came.
         retain: what de-identification leaves.
     """
@@ -42,7 +42,7 @@ class Forward:
     match: dict[str, str]
     exclude: dict[str, str]
     destinations: tuple[str, ...]
-    ae_titles: dict[str, str]
+    returns_as: dict[str, tuple[str, ...]]
     deidentify: Deidentify = Deidentify.NONE
     retain: tuple[Retain, ...] = ()
 
@@ -50,6 +50,11 @@ class Forward:
     def takes_all(self) -> bool:
         """Whether no series needs to be looked at to know that it goes on."""
         return not (self.match or self.exclude)
+
+    @property
+    def comes_from(self) -> frozenset[str]:
+        """The AE titles under which its destinations send."""
+        return frozenset(title for titles in self.returns_as.values() for title in titles)
 
 
 def why_not(headers: Sequence[Dataset], rule: Forward) -> str:

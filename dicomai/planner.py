@@ -117,13 +117,16 @@ class Planner:
         try:
             headers = self._headers(due) if any(not rule.takes_all for rule in self._rules) else []
             rules = [rule for rule in self._rules if rule.takes_all or not why_not(headers, rule)]
-            made = self._forwards.commit(due, rules)
+            unread = [rule.name for rule in self._rules if not (rule.takes_all or headers)]
+            said = f"nothing of it can be read, so that no match is told ({', '.join(unread)})." if unread else ""
+            made = self._forwards.commit(due, rules, said)
         except StoreError as error:
             log.error("a series cannot go on yet; it is tried again", study=due.trace, error=str(error))
-            self._forwards.postpone(due, self._planning.later(_RETRY))
-        except Exception:  # as in `sweep`, and never given up: nothing that came may stay here unseen
+            self._forwards.postpone(due, self._planning.later(_RETRY), f"{error} It is tried again.")
+        except Exception as error:  # as in `sweep`, and never given up: nothing that came may stay here unseen
             log.exception("a series could not go on; it is tried again", study=due.trace)
-            self._forwards.postpone(due, self._planning.later(_RETRY))
+            said = f"planning failed with {type(error).__name__}; the log of the planner says where. It is tried again."
+            self._forwards.postpone(due, self._planning.later(_RETRY), said)
         else:
             if made:
                 log.info("a series goes on", study=due.trace, work=made, rules=[rule.name for rule in rules])
@@ -155,7 +158,8 @@ class Planner:
             return False
         others = self._planning.open_series(due.study_id, but=due.series_id)
         plans = self._of_series(ready, decisions)
-        reason = "" if matched else _why_not(decisions)
+        only_forwards = bool(self._rules) and not self._routes  # where nobody asks for more, nothing is amiss
+        reason = "" if matched or only_forwards else _why_not(decisions)
         by_study = [route for route in self._routes if route.level is Level.STUDY]
         study_waits = (
             self._planning.wait_for_study(due.study_id, self._lost_period) if by_study and not others else None

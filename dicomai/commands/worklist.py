@@ -9,7 +9,7 @@ from pathlib import Path
 from dicomai.commands.output import console, print_json, print_table
 from dicomai.config import Settings
 from dicomai.database import Database
-from dicomai.database.overview import Overview
+from dicomai.database.overview import Overview, Shown
 from dicomai.errors import ConfigurationError
 
 _MOST_OBJECTS = 20
@@ -43,9 +43,9 @@ def missing_file(settings: Settings) -> Path | None:
     return file if url.startswith("sqlite") and not file.exists() else None
 
 
-def show_all(settings: Settings, *, as_json: bool) -> int:
-    """List workitems, and series on which nothing runs."""
-    entries = overview(settings).entries()
+def show_all(settings: Settings, *, as_json: bool, state: str | None = None) -> int:
+    """List workitems, and series on which nothing runs; only those in a state, if it is given."""
+    entries = overview(settings).entries(state=Shown(state.upper().replace("-", " ")) if state else None)
     if as_json:
         print_json([entry.as_dict() for entry in entries])
         return 0

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from enum import StrEnum
 from typing import Any
 
 import sqlalchemy as sa
@@ -28,6 +29,8 @@ from dicomai.database.withdrawals import withdrawals_of
 from dicomai.errors import WorklistError
 from dicomai.workitem import FINAL, Kind, State
 
+_LATELY = timedelta(days=1)
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -50,6 +53,16 @@ class Entry:
         return {**asdict(self), "changed_at": self.changed_at.isoformat()}
 
 
+class Shown(StrEnum):
+    """What of the worklist is to be listed: the items in a state, or those that are held, in whatever state."""
+
+    HELD = "HELD"
+    SCHEDULED = State.SCHEDULED.value
+    IN_PROGRESS = State.IN_PROGRESS.value
+    COMPLETED = State.COMPLETED.value
+    CANCELED = State.CANCELED.value
+
+
 class Overview:
     """Looks at the worklist and, on a person's word, changes it."""
 
@@ -57,18 +70,30 @@ class Overview:
         """Work on a database."""
         self._db = database
 
-    def entries(self, limit: int = 1000) -> list[Entry]:
-        """List workitems, and series on which nothing runs, the latest change first."""
+    def entries(self, limit: int = 1000, state: Shown | None = None) -> list[Entry]:
+        """List workitems, and series on which nothing runs.
+
+        First what is held, then what failed within a day, then the rest; of each the latest change first.
+
+        Args:
+            limit: so many at most.
+            state: only those; of series there are none then.
+        """
         with self._db.read() as session:
-            items = session.scalars(sa.select(Workitem).order_by(Workitem.changed_at.desc()).limit(limit)).all()
-            idle = session.scalars(
-                sa.select(Series)
-                .where(~sa.exists().where(WorkitemInput.series_id == Series.id))
-                .order_by(Series.last_received_at.desc())
-                .limit(limit)
-            ).all()
-            lines = [_of_item(item) for item in items] + [_of_series(series) for series in idle]
-        return sorted(lines, key=lambda entry: (entry.changed_at, entry.id or 0), reverse=True)[:limit]
+            since = self._db.now(session) - _LATELY
+            failed = sa.and_(
+                Workitem.state == State.CANCELED.value, Workitem.replaced_by.is_(None), Workitem.changed_at > since
+            )
+            turn = sa.case((Workitem.hold != "", 0), (failed, 1), else_=2)
+            query = sa.select(Workitem, turn).order_by(turn, Workitem.changed_at.desc(), Workitem.id.desc())
+            if state is not None:
+                held = Workitem.hold != ""
+                query = query.where(held if state is Shown.HELD else sa.and_(Workitem.state == state.value, ~held))
+            lines = [(of, _of_item(item)) for item, of in session.execute(query.limit(limit))]
+            if state is None:
+                lines += [(2, _of_series(series)) for series in session.scalars(_idle().limit(limit))]
+        lines.sort(key=lambda line: (-line[0], line[1].changed_at, line[1].id or 0), reverse=True)
+        return [entry for _, entry in lines[:limit]]
 
     def show(self, number: int) -> dict[str, Any]:
         """Give all there is to know of one workitem, as plain values.
@@ -154,6 +179,7 @@ class Overview:
             session.flush()
             if Kind(item.kind) is Kind.DELIVERY:
                 new = schedule_delivery(session, now, item, item.destination, actor)
+                forwards.take_over(session, item, new)
             else:
                 new = _again(session, now, item, actor)
             item.replaced_by = new.id
@@ -168,7 +194,8 @@ class Overview:
 
         Only a person may say so, and only for what is known under another study, series or with other pixels, for
         images that were announced and have not come, or for what is shown under another patient where it is to be sent,
-        of which each item needs a word of its own: while the images disagree in whose they are, nobody may.
+        of which each item needs a word of its own: while the images disagree in whose they are, nobody may, but for
+        images that go on as they came.
 
         Returns:
             Why it is still held, for another reason than that which the person knew; empty where it goes on.
@@ -181,7 +208,7 @@ class Overview:
             if not item.hold:
                 raise WorklistError(f"Workitem {number} is not held.")
             now = self._db.now(session)
-            unread = holds.doubt(session, item.study_id)
+            unread = holds.doubted(session, item)
             if unread not in {"", item.hold}:  # it arose after the item was held, and the person has not read it
                 item.hold, item.changed_at = unread, now
                 audit.record(session, now, actor, "held", workitem=item.id, study=item.study_id, detail=unread)
@@ -193,21 +220,33 @@ class Overview:
             announcements.believe(session, item.study_id)
             if item.hold == holds.shortage(session, item):  # that is what the person has read
                 announcements.overrule(session, now, item, actor)
-            why = holds.doubt(session, item.study_id)
-            if why:
+            why = holds.doubt_about(session, item)
+            if why and "forwards" not in item.route:
                 raise WorklistError(f"Workitem {number} stays held: {why}")
             read = item.hold
             held = sa.select(Workitem).where(Workitem.study_id == item.study_id, Workitem.hold != "")
             for one in session.scalars(held.order_by(Workitem.id).with_for_update()).all():
+                if why and one.hold == why and one.route_name == item.route_name and "forwards" in one.route:
+                    one.released = why
                 if one is item and one.hold == one.mismatch:  # that is what the person has read
                     one.vouched, one.mismatch = one.mismatch, ""
-                one.hold = holds.standing(session, one)  # of that nobody has spoken yet
+                one.hold = holds.doubted(session, one) or holds.standing(session, one)  # of that nobody has spoken yet
                 if one.hold:
                     continue
                 one.due_at = one.changed_at = now
                 detail = read if one is item else ""
                 audit.record(session, now, actor, "released", workitem=one.id, study=one.study_id, detail=detail)
             return item.hold
+
+
+def _idle() -> sa.Select[Series]:
+    """Make the query for the series on which nothing runs; that one goes on is no work on it."""
+    runs = sa.exists().where(
+        WorkitemInput.series_id == Series.id,
+        Workitem.id == WorkitemInput.workitem_id,
+        Workitem.kind != Kind.FORWARD.value,
+    )
+    return sa.select(Series).where(~runs).order_by(Series.last_received_at.desc())
 
 
 def _get(session: Session, number: int) -> Workitem:

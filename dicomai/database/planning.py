@@ -1,8 +1,10 @@
 """What the planner asks and writes: completeness, doubts about whose images these are, new workitems."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import sqlalchemy as sa
@@ -309,6 +311,28 @@ def images_of(session: Session, series_id: int, only: frozenset[str] | None = No
         Image(uid, version.key, fingerprint, version.received_at, holds.identity_of(version))
         for uid, (fingerprint, version) in newest.items()
     ]
+
+
+def newest_of(session: Session, wanted: Mapping[int, Collection[str]]) -> Image:
+    """Give the image that came last of some, and is the last by its UID of those that came with it.
+
+    Args:
+        session: the transaction to look in.
+        wanted: the SOP Instance UIDs, by the number of their series; one of them at least is here.
+    """
+    rows = session.execute(
+        sa.select(Version.received_at, Instance.sop_instance_uid, Instance.series_id, Version.id)
+        .join(Version, Version.instance_id == Instance.id)
+        .where(Instance.series_id.in_(wanted), Instance.is_image, sa.not_(Version.conflicting))
+        .order_by(Version.received_at.desc(), Version.id)
+    )
+    here = ((at, uid, number) for at, uid, series_id, number in rows if uid in wanted[series_id])
+    _, together = next(groupby(here, key=itemgetter(0)))
+    version = session.get_one(Version, max(together, key=itemgetter(1, 2))[2])
+    image = session.get_one(Instance, version.instance_id)
+    return Image(
+        image.sop_instance_uid, version.key, image.fingerprint, version.received_at, holds.identity_of(version)
+    )
 
 
 def _schedule(session: Session, now: datetime, study_id: int, plan: Plan) -> None:

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from dicomai.database import audit
-from dicomai.database.tables import Result, ResultObject, Workitem
+from dicomai.database.tables import Acceptance, Forwarded, Result, ResultObject, Version, Workitem
 from dicomai.database.transitions import cancel
 from dicomai.workitem import Kind, State
 
@@ -22,7 +22,11 @@ IMAGE, DOCUMENT, DEIDENTIFIED = "image", "document", "deidentified"
 
 @dataclass(frozen=True, slots=True)
 class FrozenObject:
-    """One result object whose bytes are in the store."""
+    """One result object whose bytes are in the store.
+
+    Attributes:
+        version_id: of what goes on, the version of an instance that it is, or is made of.
+    """
 
     output: str
     sop_class_uid: str
@@ -31,6 +35,7 @@ class FrozenObject:
     series_number: int
     key: str
     id: int = 0
+    version_id: int | None = None
 
 
 def keep(session: Session, now: datetime, item: Workitem, objects: Sequence[FrozenObject]) -> None:
@@ -46,6 +51,7 @@ def keep(session: Session, now: datetime, item: Workitem, objects: Sequence[Froz
                 series_instance_uid=o.series_instance_uid,
                 series_number=o.series_number,
                 key=o.key,
+                version_id=o.version_id,
             )
             for n, o in enumerate(sorted(objects, key=_turn))
         ],
@@ -85,6 +91,7 @@ def schedule_delivery(
         digest=item.digest,
         generation=item.generation,
         result_id=item.result_id,
+        released=item.released,
         destination=destination,
         due_at=now,
         created_at=now,
@@ -113,9 +120,53 @@ def objects_of(session: Session, result_id: int) -> list[FrozenObject]:
     """Give the objects of a result in the order in which they are sent."""
     rows = session.scalars(sa.select(ResultObject).where(ResultObject.result_id == result_id).order_by(ResultObject.n))
     return [
-        FrozenObject(o.output, o.sop_class_uid, o.sop_instance_uid, o.series_instance_uid, o.series_number, o.key, o.id)
+        FrozenObject(
+            o.output,
+            o.sop_class_uid,
+            o.sop_instance_uid,
+            o.series_instance_uid,
+            o.series_number,
+            o.key,
+            o.id,
+            o.version_id,
+        )
         for o in rows
     ]
+
+
+def outdated(session: Session, item: Workitem) -> set[int]:
+    """Give the numbers of what a delivery of images that go on must not send any more.
+
+    By the same rule another version of each goes after it: of a correction and what it corrects, that comes last.
+    """
+    if "forwards" not in item.route:
+        return set()
+    mine, theirs = sa.orm.aliased(Forwarded), sa.orm.aliased(Forwarded)
+    old, new = sa.orm.aliased(Version), sa.orm.aliased(Version)
+    query = (
+        sa.select(ResultObject.id)
+        .join(old, old.id == ResultObject.version_id)
+        .join(mine, mine.version_id == old.id)
+        .join(new, new.instance_id == old.instance_id)
+        .join(theirs, theirs.version_id == new.id)
+        .where(
+            ResultObject.result_id == item.result_id,
+            mine.rule == item.route_name,
+            theirs.rule == item.route_name,
+            theirs.turn > mine.turn,
+        )
+    )
+    return set(session.scalars(query))
+
+
+def left_out(session: Session, item: Workitem) -> str:
+    """Say in a sentence what of a delivery did not go, as newer versions of it do; empty where all did."""
+    accepted = sa.select(Acceptance.result_object_id).where(Acceptance.workitem_id == item.id)
+    left = outdated(session, item) - set(session.scalars(accepted))
+    of = sa.select(sa.func.count(ResultObject.id)).where(ResultObject.result_id == item.result_id)
+    if not left:
+        return ""
+    return f"{len(left)} of {session.scalars(of).one()} objects did not go: newer ones of theirs go by themselves."
 
 
 def _turn(frozen: FrozenObject) -> int:

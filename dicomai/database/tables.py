@@ -188,12 +188,13 @@ class Version(Table):
 
 
 class Forwarded(Table):
-    """A version of an instance that a forward rule lets go on, and the workitem that does it: once for each rule."""
+    """A version of an instance that a forward rule lets go on, and the workitem that does it: the last of each rule."""
 
     __tablename__ = "forwarded"
     version_id: Mapped[int] = mapped_column(ForeignKey("version.id"), primary_key=True)
     rule: Mapped[str] = mapped_column(String(64), primary_key=True)
     workitem_id: Mapped[int] = mapped_column(ForeignKey("workitem.id"), index=True)
+    turn: Mapped[int]  # the how manyeth of its instance to go by the rule, from 1; 0 of one that contradicts the others
 
 
 class Workitem(Table):
@@ -242,6 +243,7 @@ class Workitem(Table):
     unseen: Mapped[float] = mapped_column(Double, default=0.0)  # of a delivery: seconds, asked for in vain
     mismatch: Mapped[str] = mapped_column(CleanText, default="")  # that its destination shows another patient
     vouched: Mapped[str] = mapped_column(CleanText, default="")  # the mismatch in spite of which a person has it sent
+    released: Mapped[str] = mapped_column(CleanText, default="")  # the doubt in spite of which images go on
     lease_owner: Mapped[str | None] = mapped_column(String(128))
     lease_expires: Mapped[datetime | None]
     due_at: Mapped[datetime]
@@ -296,6 +298,7 @@ class ResultObject(Table):
     series_instance_uid: Mapped[str] = mapped_column(UID, index=True)
     series_number: Mapped[int]
     key: Mapped[str] = mapped_column(Text)
+    version_id: Mapped[int | None] = mapped_column(ForeignKey("version.id"))  # of what goes on: which it is
 
 
 class Acceptance(Table):

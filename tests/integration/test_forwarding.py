@@ -16,6 +16,7 @@ from dicomai.association import AssociationEnd
 from dicomai.commands import check, routes, worklist
 from dicomai.database.index import Recorded
 from dicomai.database.tables import Version
+from dicomai.delivery import Delivery
 from dicomai.destinations import open_destination
 from dicomai.errors import WorklistError
 from dicomai.forwarder import Forwarder
@@ -32,7 +33,7 @@ STUDY = "1.2.826.0.7"
 
 def rule(name: str = "all", **changes: Any) -> Forward:
     made: dict[str, Any] = {
-        "name": name, "match": {}, "exclude": {}, "destinations": ("pacs",), "ae_titles": {"pacs": "PACS"},
+        "name": name, "match": {}, "exclude": {}, "destinations": ("pacs",), "returns_as": {"pacs": ("PACS",)},
     }  # fmt: skip
     return Forward(**(made | changes))
 
@@ -41,13 +42,26 @@ def ct(count: int = 2, **attributes: Any) -> list[FileDataset]:
     return series(shape=(count, 4, 4), study_uid=STUDY, **attributes)
 
 
-def send_on(bed: Bed, server: Scp, name: str = "pacs", calling_ae: str = "DICOMAI", **settings: Any) -> None:
+def send_on(
+    bed: Bed,
+    server: Scp,
+    name: str = "pacs",
+    calling_ae: str = "DICOMAI",
+    rules: Sequence[Forward] = (),
+    **settings: Any,
+) -> None:
     """Do what the delivery role does, until nothing is left to do."""
-    forwarder = Forwarder(bed.store, bed.database)
+    forwarder = Forwarder(bed.store, bed.database, rules)
     while forwarder.step():
         pass
     entry = server.destination(name).model_copy(update=settings)
-    delivery = bed.delivery(open_destination(entry, calling_ae=calling_ae, timeout=5.0))
+    delivery = Delivery(
+        bed.store,
+        bed.database,
+        open_destination(entry, calling_ae=calling_ae, timeout=5.0),
+        config.DeliverySettings(timeout=5.0),
+        only_deidentified=any(one.deidentify is not Deidentify.NONE and name in one.destinations for one in rules),
+    )
     while delivery.step():
         pass
 
@@ -166,7 +180,7 @@ def test_a_rule_that_is_new_does_not_take_what_is_old(sqlite_bed: Bed) -> None:
 def test_results_of_this_node_are_not_forwarded(sqlite_bed: Bed) -> None:
     bed = sqlite_bed
     bed.take(series(modality="MR", shape=(3, 12, 16)))
-    everything = rule(destinations=("archive",), ae_titles={"archive": "ARCHIVE"})
+    everything = rule(destinations=("archive",), returns_as={"archive": ("ARCHIVE",)})
     with scp() as pacs, scp(ae_title="ARCHIVE") as archive:
         bed.plan(route(), forwards=(everything,))
         assert bed.worker().step()
@@ -197,7 +211,7 @@ def test_a_pacs_that_sends_everything_back_makes_no_loop(sqlite_bed: Bed) -> Non
 def test_what_came_from_one_destination_goes_to_the_other(sqlite_bed: Bed) -> None:
     bed = sqlite_bed
     images = ct(2)
-    both = rule(destinations=("pacs", "archive"), ae_titles={"pacs": "PACS", "archive": "ARCHIVE"})
+    both = rule(destinations=("pacs", "archive"), returns_as={"pacs": ("PACS",), "archive": ("ARCHIVE",)})
     came(bed, images, "PACS")
     with scp() as pacs, scp(ae_title="ARCHIVE") as archive:
         go(bed, pacs, both)
@@ -218,8 +232,9 @@ def test_two_nodes_that_forward_to_each_other_come_to_rest(two_beds: tuple[Bed, 
     a, b = two_beds
     images = ct(2)
     came(a, images, "CT01")
-    to_b = rule(destinations=("b",), ae_titles={"b": "NODE_B"})
-    for how in (rule(destinations=("a",), ae_titles={"a": "NODE_A"}), rule("any", destinations=("a",), ae_titles={})):
+    to_b = rule(destinations=("b",), returns_as={"b": ("NODE_B",)})
+    known, unknown = {"a": ("NODE_A",)}, dict[str, tuple[str, ...]]()
+    for how in (rule(destinations=("a",), returns_as=known), rule("any", destinations=("a",), returns_as=unknown)):
         with node(a.intake, ae_title="NODE_A") as at_a, node(b.intake, ae_title="NODE_B") as at_b:
             servers = Scp("NODE_A", at_a.port, []), Scp("NODE_B", at_b.port, [])
             for _ in range(2):
@@ -238,7 +253,7 @@ def test_in_doubt_whose_images_they_are_they_wait_for_a_person(sqlite_bed: Bed) 
     with scp() as pacs:
         go(bed, pacs)
         (item,) = bed.items(Kind.FORWARD)
-        assert "disagree in PatientID" in item.hold
+        assert "disagrees in PatientID" in item.hold
         assert pacs.received == []
         bed.overview.cancel(item.id, "person/ada")
         assert bed.items(Kind.FORWARD)[0].state == State.CANCELED
@@ -342,7 +357,7 @@ class TestDeidentified:
 
     def test_what_comes_back_is_known_as_ours(self, sqlite_bed: Bed) -> None:
         bed = sqlite_bed
-        both = (self.RESEARCH, rule("rest", destinations=("archive",), ae_titles={"archive": "ARCHIVE"}))
+        both = (self.RESEARCH, rule("rest", destinations=("archive",), returns_as={"archive": ("ARCHIVE",)}))
         bed.take(ct(2))
         with scp() as pacs:
             go(bed, pacs, *both)
@@ -363,6 +378,41 @@ class TestDeidentified:
         assert (done, refused) == (State.COMPLETED, State.CANCELED)
         assert "BurnedInAnnotation is YES, so the patient's name may stand in the pixels (1 instances)" in left
         assert "what is no image" in why
+
+    def test_a_rule_that_de_identifies_now_holds_for_what_waits(self, sqlite_bed: Bed) -> None:
+        bed = sqlite_bed
+        bed.take(ct(2, PatientName="Zwitness^Quentin"))
+        bed.plan(forwards=(rule("research"),))  # which was configured without `deidentify`
+        with scp() as pacs:
+            send_on(bed, pacs, rules=(self.RESEARCH,))
+        assert len(pacs.received) == 2
+        assert not any(b"Zwitness" in one.data_set for one in pacs.received)
+
+    def test_nothing_with_a_name_goes_to_who_gets_de_identified_images_now(self, sqlite_bed: Bed) -> None:
+        bed = sqlite_bed
+        bed.take(ct(2, PatientName="Zwitness^Quentin"))
+        bed.plan(forwards=(rule("research"),))
+        assert Forwarder(bed.store, bed.database).step()
+        with scp() as pacs:
+            send_on(bed, pacs, rules=(self.RESEARCH,))
+            assert pacs.received == []
+            ((state, why),) = states(bed, Kind.DELIVERY)
+            assert state == State.CANCELED
+            assert "gets de-identified images only" in why
+            bed.overview.retry(bed.items(Kind.FORWARD)[0].id, "person/ada")
+            send_on(bed, pacs, rules=(self.RESEARCH,))
+        assert len(pacs.received) == 2
+        assert not any(b"Zwitness" in one.data_set for one in pacs.received)
+
+    def test_a_late_image_joins_the_others_whatever_root_its_uid_has(self, sqlite_bed: Bed) -> None:
+        bed = sqlite_bed
+        images = ct(2, SeriesInstanceUID="1.2.840.10008.5.1.4.1.1.2.19990101.1")
+        bed.take(images[:1])
+        with scp() as pacs:
+            go(bed, pacs, self.RESEARCH)
+            bed.take(images[1:])
+            go(bed, pacs, self.RESEARCH)
+        assert len(pacs.received) == 2
 
     def test_a_crash_in_the_middle_changes_nothing(self, sqlite_bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
         bed = sqlite_bed
