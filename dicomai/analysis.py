@@ -190,6 +190,7 @@ def _provenance(request: Request) -> Provenance:
             version=algorithm.version,
             family=algorithm.family,
             weights_digest=request.bundle.weights.digest,
+            bundle_digest=request.bundle.digest,
             manufacturer=algorithm.manufacturer,
             description=algorithm.description,
             reference=algorithm.reference or None,

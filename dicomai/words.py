@@ -56,15 +56,16 @@ def statements(findings: Findings) -> Iterator[Statement]:
     """Say in words what was classified, scored and detected."""
     for evaluation in findings.evaluations:
         answer = f"{evaluation.answer.meaning}{_probability(evaluation.probability)}"
-        yield Statement("Classification", _named(evaluation.name, evaluation.site), answer)
+        yield Statement("Classification", named(evaluation.name, evaluation.site), answer)
     for score in findings.scores:
         method = score.method.meaning if score.method else ""
-        yield Statement("Score", _named(score.name, score.site), amount(score.value, score.unit), method)
+        yield Statement("Score", named(score.name, score.site), amount(score.value, score.unit), method)
     for one in findings.detections:
-        yield Statement("Detection", _named(one.type, one.site), _whereabouts(one), color=DETECTED)
+        yield Statement("Detection", named(one.type, one.site), _whereabouts(one), color=DETECTED)
 
 
-def _named(name: Code, site: Code | None) -> str:
+def named(name: Code, site: Code | None) -> str:
+    """Name what is said of no segment, such as 'Nodule, Lung'."""
     return ", ".join(code.meaning for code in (name, site) if code)
 
 

@@ -204,32 +204,37 @@ class Worker:
         if not person.patient_id or not person.patient_birth_date:
             return NoPrior("the images lack Patient ID or birth date, by which earlier studies are known.")
         try:
-            earlier = self._earlier(claim, today)
+            earlier, unread = self._earlier(claim, today)
             if len(earlier) == 1:
                 day, report = earlier[0]
                 with self._store.open(report) as stream:
-                    return priors.read(pydicom.dcmread(stream), day, today)
+                    return priors.read(pydicom.dcmread(stream), day, today, unread)
         except (StoreError, UnreadableError, *UNREADABLE) as error:
-            log.warning(
-                "an earlier result cannot be read",
-                study=claim.trace,
-                workitem=claim.item,
-                error=str(error) if isinstance(error, DicomaiError) else type(error).__name__,
-            )
+            _cannot_be_read(claim, error)
+            earlier, unread = [], 1
+        if unread and not earlier:
             return NoPrior("one is known and cannot be read; the log of the node says more.")
         if earlier:
             return NoPrior(f"there are {len(earlier)} of {earlier[0][0]}, and it is not known which is meant.")
         return NoPrior("this node has none of this route for this patient.")
 
-    def _earlier(self, claim: Claim, today: date) -> list[tuple[date, str]]:
-        """Give the day and the report's key of each result of the last day before this one; most often there is one."""
-        dated = [
-            (study_day(read_instance(self._store, one.image).header), one.report)
-            for one in self._priors.candidates(claim)
-        ]
-        before = [(day, report) for day, report in dated if day is not None and day < today]
+    def _earlier(self, claim: Claim, today: date) -> tuple[list[tuple[date, str]], int]:
+        """Give the day and the report's key of each result of the last day before this one; most often there is one.
+
+        And of how many results the day is not known, as their images cannot be read.
+        """
+        before, unread = [], 0
+        for one in self._priors.candidates(claim):
+            try:
+                day = study_day(read_instance(self._store, one.image).header)
+            except (StoreError, UnreadableError, *UNREADABLE) as error:
+                _cannot_be_read(claim, error)
+                unread += 1
+                continue
+            if day is not None and day < today:
+                before.append((day, one.report))
         last = max((day for day, _ in before), default=None)
-        return [(day, report) for day, report in before if day == last]
+        return [(day, report) for day, report in before if day == last], unread
 
     def _profile(self, destination: object) -> Profile:
         return self._profiles.get(str(destination), Profile.OHIF)
@@ -278,6 +283,15 @@ class Worker:
             built.series_number,
             key,
         )
+
+
+def _cannot_be_read(claim: Claim, error: Exception) -> None:
+    log.warning(
+        "an earlier result cannot be read",
+        study=claim.trace,
+        workitem=claim.item,
+        error=str(error) if isinstance(error, DicomaiError) else type(error).__name__,
+    )
 
 
 def _outputs(claim: Claim) -> tuple[str, ...]:

@@ -70,6 +70,7 @@ def algorithm(**changes: Any) -> Algorithm:
         "version": "1.0.2",
         "family": Code("123110", "DCM", "Artificial Intelligence"),
         "weights_digest": "39a7b2b5f799faa1",
+        "bundle_digest": "0c1f93e2a7b5d468",
         "manufacturer": "University of Somewhere",
     }
     return Algorithm(**(made | changes))

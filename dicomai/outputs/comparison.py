@@ -5,13 +5,14 @@ to the report that they come from. PS3.16 has no code for the change of a measur
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from highdicom.sr import (
     CompositeContentItem,
     ContainerContentItem,
     ContentItem,
     ContentSequence,
+    FindingSite,
     Measurement,
     MeasurementsAndQualitativeEvaluations,
     TextContentItem,
@@ -58,13 +59,18 @@ def _content(prior: Prior | NoPrior, findings: Findings, provenance: Provenance)
     if isinstance(prior, NoPrior):
         yield _comment(f"Not compared with an earlier result: {prior.why}")
         return
-    same_version = prior.device_uid == provenance.algorithm.device_uid
-    sentences = _changes(prior, list(_current(findings, provenance))) if same_version else [_other_version(prior)]
+    other = _other(prior, provenance)
+    if prior.undated:
+        yield _comment(
+            f"Not looked at: results of other studies whose images cannot be read ({prior.undated}); one of them may be"
+            " later than the one that is compared with."
+        )
+    sentences = [other] if other else _changes(prior, list(_current(findings, provenance)), provenance.algorithm.name)
     yield from map(_comment, sentences)
     yield CompositeContentItem(
         codes.DCM.PriorReportForCurrentPatient, prior.sop_class_uid, prior.sop_instance_uid, CONTAINS
     )
-    for one in prior.numbers if same_version else ():
+    for one in () if other else prior.numbers:
         yield from _group(one, prior, provenance)
 
 
@@ -76,29 +82,38 @@ def _current(findings: Findings, provenance: Provenance) -> Iterator[Number]:
             for one in findings.measurements:
                 if one.segment == segment:
                     value = float(f"{one.value:.6g}")
-                    yield Number(identifier, uid, one.name, value, one.unit, one.method, one.derivation)
+                    site = segment.finding_site
+                    yield Number(identifier, uid, one.name, value, one.unit, one.method, one.derivation, site)
     for n, score in enumerate(findings.scores, start=1):
         identifier, uid = identified(score.name, "score", n, provenance)
-        yield Number(identifier, uid, score.name, float(f"{score.value:.6g}"), score.unit, score.method)
+        value = float(f"{score.value:.6g}")
+        yield Number(identifier, uid, score.name, value, score.unit, score.method, site=score.site, is_score=True)
 
 
-def _other_version(prior: Prior) -> str:
-    return (
-        f"The result of {prior.day} was measured by another version, {prior.algorithm}: versions may measure"
-        " differently, and no difference is given."
-    )
+def _other(prior: Prior, provenance: Provenance) -> str:
+    """Say why numbers are not comparable, as they were measured otherwise; empty where they were measured alike."""
+    if prior.device_uid != provenance.algorithm.device_uid:
+        how = f"by another version, {prior.algorithm}: versions may measure differently"
+    elif prior.bundle_digest is None:
+        how = f"by {prior.algorithm}, and with which settings of it is not known: others may measure differently"
+    elif prior.bundle_digest != provenance.algorithm.bundle_digest:
+        how = f"by {prior.algorithm} with other settings of it: they may measure differently"
+    else:
+        return ""
+    return f"The result of {prior.day} was measured {how}, and no difference is given."
 
 
-def _changes(prior: Prior, numbers: Sequence[Number]) -> Iterator[str]:
+def _changes(prior: Prior, numbers: Sequence[Number], algorithm: str) -> Iterator[str]:
     """Say of each number what it was, and of those that have no counterpart that they have none."""
     now, then = _by_quantity(numbers), _by_quantity(prior.numbers)
+    abouts = _abouts({**then, **now}, algorithm)
     for key, one in now.items():
-        said = f"{_about(one)} {words.amount(one.value, one.unit)} on {prior.compared_on}"
+        said = f"{abouts[key]} {words.amount(one.value, one.unit)} on {prior.compared_on}"
         yield f"{said}; {_before(one, then[key], prior)}." if key in then else f"{said}; not measured on {prior.day}."
     for key, one in then.items():
         if key not in now:
             value = words.amount(one.value, one.unit)
-            yield f"{_about(one)} {value} on {prior.day}; not measured on {prior.compared_on}."
+            yield f"{abouts[key]} {value} on {prior.day}; not measured on {prior.compared_on}."
     yield f"Compared with the result of {prior.algorithm} on the study of {prior.day}. {_CAUTION}"
 
 
@@ -108,11 +123,23 @@ def _by_quantity(numbers: Sequence[Number]) -> dict[Quantity, Number]:
     return {one.quantity: one for one in numbers if times[one.quantity] == 1}
 
 
-def _about(one: Number) -> str:
-    """Name what was measured, such as 'Liver: Volume'; identifiers begin with the algorithm."""
+def _abouts(numbers: Mapping[Quantity, Number], algorithm: str) -> dict[Quantity, str]:
+    """Name what was measured, such as 'Liver: Volume' or 'Calcium score, Right coronary artery'.
+
+    Where that does not tell two of them apart, with all that does: number or label, place and method.
+    """
+    short = {key: _about(one, algorithm) for key, one in numbers.items()}
+    times = Counter(short.values())
+    return {key: short[key] if times[short[key]] == 1 else _about(numbers[key], algorithm, fully=True) for key in short}
+
+
+def _about(one: Number, algorithm: str, *, fully: bool = False) -> str:
+    tracked = one.identifier.removeprefix(f"{algorithm}: ")
     quantity = ", ".join(code.meaning for code in (one.name, one.derivation) if code)
-    about = one.identifier.partition(": ")[2]
-    return quantity if about.startswith(quantity) else f"{about}: {quantity}"
+    if not fully:
+        return words.named(one.name, one.site) if one.is_score else f"{tracked}: {quantity}"
+    told = [tracked, *(code.meaning for code in (one.site, one.method) if code)]
+    return ", ".join(told) if one.is_score else f"{', '.join(told)}: {quantity}"
 
 
 def _before(one: Number, before: Number, prior: Prior) -> str:
@@ -142,6 +169,7 @@ def _group(one: Number, prior: Prior, provenance: Provenance) -> MeasurementsAnd
     return MeasurementsAndQualitativeEvaluations(
         tracking_identifier=TrackingIdentifier(uid=one.uid, identifier=one.identifier),
         algorithm_id=made_by(provenance),
+        finding_sites=[FindingSite(one.site)] if one.site else None,
         time_point_context=TimePointContext(
             f"Study of {prior.day}", subject_time_point_identifier=prior.study_instance_uid
         ),

@@ -20,6 +20,7 @@ from pydicom.sr.coding import Code
 
 from dicomai.errors import GeometryError
 from dicomai.findings import Detection, Evaluation, Findings, Region, Score, Shape
+from dicomai.outputs.priors import BUNDLE
 from dicomai.outputs.provenance import Provenance, Sources
 
 Group = VolumetricROIMeasurementsAndQualitativeEvaluations | MeasurementsAndQualitativeEvaluations
@@ -48,7 +49,7 @@ def made_by(provenance: Provenance) -> AlgorithmIdentification:
     return AlgorithmIdentification(
         name=algorithm.name,
         version=algorithm.version,
-        parameters=[f"weights={algorithm.weights_digest}"],
+        parameters=[f"weights={algorithm.weights_digest}", f"{BUNDLE}{algorithm.bundle_digest}"],
         manufacturer=algorithm.manufacturer,
     )
 

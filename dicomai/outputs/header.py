@@ -49,7 +49,7 @@ _TIMES_OF_SOME = (
 )
 
 
-def restate(ds: Dataset, newest: Dataset) -> Dataset:
+def restate(ds: Dataset, newest: Dataset, *, prior_holds: bool = True) -> Dataset:
     """Give a result the patient's and the study's attributes of the newest instance; all else stays.
 
     `build` ends with this; it is done again before the first send, when the PACS has corrected the patient meanwhile.
@@ -57,6 +57,7 @@ def restate(ds: Dataset, newest: Dataset) -> Dataset:
     Args:
         ds: a result object; it is left as it is.
         newest: the newest instance of its sources.
+        prior_holds: the earlier result still holds that it compares with, if it does; else that is taken out.
 
     Raises:
         IdentityError: the newest instance lies in another study.
@@ -69,6 +70,8 @@ def restate(ds: Dataset, newest: Dataset) -> Dataset:
     made = _shallow(ds)
     if priors.no_longer_holds(ds, newest):
         priors.forget(made)
+    elif not prior_holds:
+        priors.forget(made, is_gone=True)
     for tag in list(made.keys()):
         if _describes_patient_or_study(tag):
             del made[tag]

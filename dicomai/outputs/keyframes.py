@@ -156,9 +156,10 @@ def _captions(
         last.append(render.Line(f"{len(chosen)} of {len(every)} slices with findings are shown.", render.YELLOW))
     unseen = hidden(findings, sources, counted, chosen)
     last += [render.Line(f"Found, but on none of these slices: {unseen}.", render.YELLOW)] if unseen else []
-    predecessor = provenance.predecessor("keyframes")
-    if predecessor is not None:
-        last.append(render.Line(f"These pictures replace those in series {predecessor.series_number}."))
+    for output in ("keyframes", "reportimage"):  # also the one that said that there is no result
+        predecessor = provenance.predecessor(output)
+        if predecessor is not None:
+            last.append(render.Line(f"These pictures replace what is in series {predecessor.series_number}."))
     return _Captions(
         findings,
         counted,

@@ -53,6 +53,7 @@ class Algorithm:
         version: the bundle's, at most 64 characters.
         family: from CID 7162, such as (123110, DCM, Artificial Intelligence).
         weights_digest: what tells one set of weights from another, such as a sha256 in hexadecimal.
+        bundle_digest: the same of all that a bundle says, so also of how it measures.
         manufacturer: who made it, at most 64 characters; dicomai where it does not say.
         description: a sentence for people on what it does.
         reference: where the method is published.
@@ -63,6 +64,7 @@ class Algorithm:
     version: str
     family: Code
     weights_digest: str
+    bundle_digest: str
     manufacturer: str | None = None
     description: str | None = None
     reference: str | None = None

@@ -49,9 +49,9 @@ def headline(why: str, sources: Sources, provenance: Provenance) -> str:
     return f"{images} not analysed by {algorithm.name} {algorithm.version}: {why}"
 
 
-def sentences(provenance: Provenance, result: str) -> Iterator[str]:
-    """Say what a reader must know; `result` is the output of an earlier result that the reader may have."""
+def sentences(provenance: Provenance, *results: str) -> Iterator[str]:
+    """Say what a reader must know; `results` are the outputs of an earlier result of which the reader may have one."""
     yield "This says nothing about what the images show. It was written by a program and not verified by a person."
-    earlier = provenance.predecessor(result)
+    earlier = next(filter(None, map(provenance.predecessor, results)), None)
     if earlier is not None:
         yield f"An earlier result, in series {earlier.series_number}, is neither confirmed nor replaced by this report."

@@ -1,7 +1,8 @@
 """The report that images were not analysed, as a picture, for a PACS that shows no structured report.
 
 Secondary Capture (PS3.3 A.8.1), RGB: the sentences of `report` in large letters on black. It shows no slice, so that it
-is never taken for a result, and names the study by its date and modality, never the patient.
+is never taken for a result, and nothing of the patient and the study but the modality: what is drawn cannot be
+corrected before it is sent.
 """
 
 from collections.abc import Iterator
@@ -43,8 +44,7 @@ def not_analysed(why: str, sources: Sources, provenance: Provenance) -> Dataset:
 def _lines(why: str, sources: Sources, provenance: Provenance) -> Iterator[render.Line]:
     yield render.Line(f"Not analysed. {render.MARK}", render.YELLOW)
     yield render.Line(headline(why, sources, provenance), render.WHITE)
-    yield from (render.Line(one) for one in sentences(provenance, "keyimage"))
-    newest = sources.newest
-    date = str(newest.get("StudyDate") or "")
-    told = [str(sources.header.get("Modality") or ""), f"{date[:4]}-{date[4:6]}-{date[6:]}" if len(date) == 8 else date]
-    yield render.Line(f"Images: {', '.join(one for one in told if one)}.")
+    yield from (render.Line(one) for one in sentences(provenance, "keyimage", "keyframes"))
+    modality = str(sources.header.get("Modality") or "")
+    if modality:
+        yield render.Line(f"Images: {modality}.")

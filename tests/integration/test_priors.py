@@ -3,6 +3,7 @@
 import json
 import secrets
 import subprocess
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ from pydicom.uid import generate_uid
 from structlog.testing import capture_logs
 
 from dicomai import bundle
+from dicomai.config import FolderDestination
+from dicomai.database.deliveries import Deliveries
 from dicomai.database.priors import Priors
 from dicomai.database.results import FrozenObject
-from dicomai.database.tables import KNOWN, ResultObject, Study, Version
+from dicomai.database.tables import KNOWN, Instance, ResultObject, Study, Version, Workitem
 from dicomai.database.withdrawals import Withdrawals
 from dicomai.database.worklist import Claim
+from dicomai.destinations import open_destination
 from dicomai.outputs import build, encode, priors
 from dicomai.workitem import Kind
 from tests import results, synthetic
@@ -42,8 +46,8 @@ def study(day: str, **attributes: Any) -> list[Any]:
     return volume(day, **attributes)[:1]
 
 
-def volume(day: str, **attributes: Any) -> list[Any]:
-    return synthetic.series(modality="MR", shape=(3, 12, 16), **(PERSON | {"StudyDate": day} | attributes))
+def volume(day: str, slices: int = 3, **attributes: Any) -> list[Any]:
+    return synthetic.series(modality="MR", shape=(slices, 12, 16), **(PERSON | {"StudyDate": day} | attributes))
 
 
 def take(bed: Bed, *studies: list[Any], by: Any = COMPARES) -> None:
@@ -143,6 +147,50 @@ def test_what_no_longer_holds_is_no_prior(bed: Bed) -> None:
     assert candidates(bed) == [item_of(bed, good)]
 
 
+def shows_another(bed: Bed, item: int, what: str = "PatientID") -> int:
+    """Hold the delivery of an item's result, as its destination shows the study as another patient's; gives it."""
+    (study_id,) = (row.study_id for row in bed.items() if row.id == item)
+    held = bed.worklist.claim(Kind.DELIVERY, "sender", 60, 3)
+    assert held is not None
+    assert held.study_id == study_id
+    assert Deliveries(bed.database).mismatched(held, (60.0, 600.0), f"It shows another {what}.")
+    return held.item
+
+
+def test_a_study_that_a_destination_shows_as_anothers_is_nobodys(bed: Bed) -> None:
+    """Until somebody has vouched for it; that its delivery is canceled settles nothing."""
+    before, now = study("20251103"), study("20260201")
+    take(bed, before)
+    finish(bed)
+    prior = item_of(bed, before)
+    delivery = shows_another(bed, prior)
+    take(bed, now)
+    new, look = claim(bed), Priors(bed.database).candidates
+    assert look(new) == []
+    bed.overview.release(delivery, "somebody")
+    assert [one.item for one in look(new)] == [prior]
+    assert shows_another(bed, prior, "PatientName") == delivery  # for which nobody has vouched
+    bed.overview.cancel(delivery, "somebody")
+    assert look(new) == []
+    bed.overview.retry(delivery, "somebody")
+    assert look(new) == []
+    sent = bed.worklist.claim(Kind.DELIVERY, "sender", 60, 3)
+    assert sent is not None
+    bed.worklist.finish_delivery(sent)  # it is shown as this patient's now, or was vouched for
+    assert [one.item for one in look(new)] == [prior]
+
+
+def test_nor_is_anything_compared_with_a_study_that_is_shown_as_anothers_itself(sqlite_bed: Bed) -> None:
+    bed, now = sqlite_bed, study("20260201")
+    take(bed, now)
+    finish(bed)
+    shows_another(bed, item_of(bed, now))
+    take(bed, study("20251103"))
+    finish(bed)
+    take(bed, study("20260201", study_uid=now[0].StudyInstanceUID))
+    assert Priors(bed.database).candidates(claim(bed)) == []
+
+
 def test_a_corrected_patient_takes_the_studies_along(bed: Bed) -> None:
     """A study that turns out to be another patient's is no prior any more; one that turns out to be this one's is."""
     lost, won = study("20250101"), study("20250201", PatientID="UNKNOWN")
@@ -195,6 +243,109 @@ def test_the_last_result_before_is_compared_with(sqlite_bed: Bed) -> None:
         now[0].StudyInstanceUID,
     )
     assert not [value for value in PERSON.values() if value != "Here" and value in str(logs)]
+
+
+def recall(bed: Bed, images: list[Any]) -> None:
+    Withdrawals(bed.database).schedule(item_of(bed, images), "somebody", "It was wrong.")
+
+
+def doubt(bed: Bed, images: list[Any]) -> None:
+    with bed.database.write() as session:
+        session.execute(sa.update(Workitem).where(Workitem.id == item_of(bed, images)).values(mismatch="Another's."))
+
+
+def lose(bed: Bed, images: list[Any]) -> None:
+    with bed.database.read() as session:
+        (key,) = session.scalars(
+            sa.select(Version.key).join(Instance).where(Instance.sop_instance_uid == images[-1].SOPInstanceUID)
+        )
+    (bed.folder / "storage" / key).unlink()
+
+
+def delivered(bed: Bed, images: list[Any], folder: Path) -> Dataset:
+    """Deliver all that waits into a folder, and give the report of a study."""
+    there = open_destination(FolderDestination(type="folder", name="pacs", path=folder), calling_ae="X", timeout=5.0)
+    lane = bed.delivery(there)
+    while lane.step():
+        pass
+    made = [pydicom.dcmread(path) for path in folder.rglob("*.dcm")]
+    (sent,) = (ds for ds in made if ds.StudyInstanceUID == images[0].StudyInstanceUID)
+    return sent
+
+
+def test_what_still_holds_before_the_first_send_is_sent_as_it_was(sqlite_bed: Bed, tmp_path: Path) -> None:
+    """Also where images of the earlier study came again meanwhile, which say the same of whose they are."""
+    bed, before, now = sqlite_bed, volume("20251103"), volume("20260201")
+    worker = bed.worker()
+    for images in (before, now):
+        take(bed, images)
+        assert worker.step()
+    take(bed, [changed(before[0], StudyDescription="The same pixels")])
+    made = report(bed)
+    assert made.PertinentOtherEvidenceSequence[0].StudyInstanceUID == before[0].StudyInstanceUID
+    assert encode(delivered(bed, now, tmp_path / "out")) == encode(made)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        recall,
+        doubt,
+        lambda bed, images: take(bed, [changed(one, PatientID="4712") for one in images[:3]]),
+        lambda bed, images: take(bed, [changed(one, StudyDate="20251104") for one in images[:3]]),
+        lambda bed, images: take(bed, [rejection_note(images[:1])]),
+        lambda bed, images: take(bed, images[3:]),
+    ],
+    ids=["recalled", "shown as another's", "another's", "of another day", "rejected", "of more images"],
+)
+def test_what_no_longer_holds_before_the_first_send_is_not_sent(
+    sqlite_bed: Bed, tmp_path: Path, change: Callable[[Bed, list[Any]], None]
+) -> None:
+    bed, now = sqlite_bed, volume("20260201")
+    before = volume("20251103", slices=4)
+    worker = bed.worker()
+    take(bed, before[:3])
+    assert worker.step()
+    first = bed.worklist.claim(Kind.DELIVERY, "sender", 60000, 3)
+    assert first is not None
+    take(bed, now)
+    assert worker.step()
+    assert " on 2025-11-03 (" in said(bed)
+    change(bed, before)
+    sent = delivered(bed, now, tmp_path / "out")
+    (section,) = (i for i in sent.ContentSequence if i.ConceptNameCodeSequence[0].CodeValue == "111424")
+    assert section.ContentSequence[0].TextValue.startswith("Not compared with an earlier result: the one that was")
+    assert str(before[0].StudyInstanceUID) not in str(sent)
+
+
+def test_an_earlier_study_that_cannot_be_read_bars_no_comparison_with_another(sqlite_bed: Bed) -> None:
+    bed, lost, before = sqlite_bed, study("20190101"), volume("20251103")
+    worker = bed.worker()
+    take(bed, lost, by=COMPARES)
+    finish(bed)
+    take(bed, before)
+    assert worker.step()
+    lose(bed, lost)
+    take(bed, volume("20260201"))
+    with capture_logs() as logs:
+        assert worker.step()
+    (section,) = (i for i in report(bed).ContentSequence if i.ConceptNameCodeSequence[0].CodeValue == "111424")
+    first, second = (item.TextValue for item in section.ContentSequence[:2])
+    assert first.startswith("Not looked at: results of other studies whose images cannot be read (1)")
+    assert second.endswith(" on 2025-11-03 (no difference).")
+    assert [line["event"] for line in logs if line["log_level"] == "warning"] == ["an earlier result cannot be read"]
+
+
+def test_a_bundle_that_was_edited_under_the_same_version_is_another(sqlite_bed: Bed) -> None:
+    bed = sqlite_bed
+    take(bed, volume("20251103"))
+    assert bed.worker().step()
+    file = bed.folder / "models" / "tiny" / "configs" / "inference.json"
+    file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), "note": "another threshold"}))
+    bed.bundles["tiny"] = bundle.load(bed.folder / "models" / "tiny")
+    take(bed, volume("20260201"))
+    assert bed.worker().step()
+    assert "with other settings of it: they may measure differently" in said(bed)
 
 
 def test_why_there_is_no_comparison_is_said(sqlite_bed: Bed) -> None:

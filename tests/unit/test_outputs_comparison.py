@@ -21,6 +21,7 @@ SHAPE = (4, 8, 8)
 THEN, NOW = date(2025, 11, 3), date(2026, 2, 1)
 HU = Code("[hnsf'U]", "UCUM", "Hounsfield unit")
 NO_UNITS = Code("1", "UCUM", "no units")
+LAD, RCA = Code("59438005", "SCT", "LAD"), Code("13647002", "SCT", "RCA")
 CALCIUM = Code("112058", "DCM", "Calcium score")
 
 
@@ -72,11 +73,13 @@ def test_a_report_is_read_as_it_was_written() -> None:
     read = prior(given)
     assert (read.day, read.algorithm) == (THEN, "brain_extraction 1.0.2")
     assert read.device_uid == results.algorithm().device_uid
+    assert read.bundle_digest == results.algorithm().bundle_digest
     assert [(n.identifier, n.name, n.value, n.unit, n.method, n.derivation) for n in read.numbers] == [
         ("brain_extraction: Intracranial structure", results.VOLUME, 1750.12, results.CM3, measured[0].method, None),
         ("brain_extraction: Intracranial structure", ATTENUATION, -41.5, HU, None, MEAN),
         ("brain_extraction: Calcium score 1", CALCIUM, 250.0, NO_UNITS, None, None),
     ]
+    assert [(n.site, n.is_score) for n in read.numbers] == [(one.finding_site, False)] * 2 + [(None, True)]
 
 
 def test_both_numbers_are_given_with_unit_and_day_and_the_earlier_report_is_named() -> None:
@@ -135,6 +138,48 @@ def test_a_score_is_compared_without_a_ratio() -> None:
     )
 
 
+def scored(*scores: tuple[float, Code | None]) -> Findings:
+    given = tuple(Score(CALCIUM, value, NO_UNITS, site) for value, site in scores)
+    return replace(Findings((), (), Outcome.FINDINGS), scores=given)
+
+
+def test_scores_of_one_name_are_told_apart_by_their_place() -> None:
+    then, now = scored((250.0, LAD), (7.0, RCA)), scored((300.0, LAD), (12.0, RCA))
+    ds = report(now, study(), prior=prior(then))
+    assert said(ds)[:2] == [
+        "Calcium score, LAD 300 on 2026-02-01; 250 on 2025-11-03 (+50).",
+        "Calcium score, RCA 12 on 2026-02-01; 7 on 2025-11-03 (+5).",
+    ]
+    groups = [item for item in section(ds) if item.ValueType == "CONTAINER"]
+    assert [str(group).count(site.meaning) for group in groups for site in (LAD, RCA)] == [1, 0, 0, 1]
+    swapped = report(scored((12.0, RCA), (300.0, LAD)), study(), prior=prior(then))  # never one of the other
+    assert [sentence.partition("; ")[2] for sentence in said(swapped)[:4]] == [
+        "not measured on 2025-11-03.", "not measured on 2025-11-03.",
+        "not measured on 2026-02-01.", "not measured on 2026-02-01.",
+    ]  # fmt: skip
+
+
+def test_scores_that_name_and_place_do_not_tell_apart_are_told_apart_by_their_number() -> None:
+    first, second, _ = said(
+        report(scored((3.0, LAD), (4.0, LAD)), study(), prior=prior(scored((1.0, LAD), (2.0, LAD))))
+    )
+    assert first == "Calcium score 1, LAD 3 on 2026-02-01; 1 on 2025-11-03 (+2)."
+    assert second.startswith("Calcium score 2, LAD 4 on ")
+
+
+@pytest.mark.parametrize("algorithm", ["brain_extraction", "brain: extraction"])
+def test_a_segment_keeps_its_label_also_where_that_begins_like_what_was_measured(algorithm: str) -> None:
+    segments = [results.segment(1, "Volume left"), results.segment(2, "Volume 2")]
+    labels = results.ball(SHAPE)
+    labels[0, 0, :2] = 1, 2
+    found, by = results.findings(labels, segments=segments), results.algorithm(name=algorithm)
+    ds = report(found, study(), algorithm=by, prior=prior(found, algorithm=by))
+    assert [sentence.partition(" 1292 cm3")[0] for sentence in said(ds)[:2]] == [
+        "Volume left: Volume",
+        "Volume 2: Volume",
+    ]
+
+
 def test_what_has_no_counterpart_is_said_to_have_none() -> None:
     first, second, _ = said(report(of(ATTENUATION, 40, HU, MEAN), study(), prior=prior(volume(12))))
     assert first.endswith("Mean 40 HU on 2026-02-01; not measured on 2025-11-03.")
@@ -149,6 +194,34 @@ def test_another_version_gives_no_difference(other: dict[str, str]) -> None:
     assert f"measured by another version, {before.algorithm}:" in sentence
     assert "1750" not in str(section(ds))
     assert not [item for item in section(ds) if item.ValueType == "CONTAINER"]
+
+
+@pytest.mark.parametrize(
+    ("known", "why"), [("0000", "with other settings of it"), (None, "with which settings of it is not known")]
+)
+def test_a_bundle_that_was_edited_gives_no_difference_under_the_same_version(known: str | None, why: str) -> None:
+    ds = report(volume(1790), study(), prior=replace(prior(volume(1750)), bundle_digest=known))
+    (sentence,) = said(ds)
+    assert "was measured by brain_extraction 1.0.2" in sentence
+    assert why in sentence
+    assert "1750" not in str(section(ds))
+
+
+def test_a_report_that_does_not_name_its_bundle_is_read() -> None:
+    ds = report(volume(1750), study(THEN))
+    measured = (i for i in ds.ContentSequence if i.ConceptNameCodeSequence[0].CodeMeaning == "Imaging Measurements")
+    for group in next(measured).ContentSequence:
+        group.ContentSequence = [item for item in group.ContentSequence if "bundle=" not in str(item.get("TextValue"))]
+    old = pydicom.dcmread(io.BytesIO(encode(ds)))
+    assert "bundle=" not in str(old)
+    assert priors.read(old, THEN, NOW).bundle_digest is None
+
+
+def test_results_that_nobody_could_look_at_are_spoken_of() -> None:
+    ds = report(volume(1790), study(), prior=replace(prior(volume(1750)), undated=2))
+    assert said(ds)[0].startswith("Not looked at: results of other studies whose images cannot be read (2);")
+    assert priors.names_day(ds, THEN)
+    assert "+40 cm3" in said(ds)[1]
 
 
 def test_that_there_is_nothing_to_compare_with_is_said_where_it_was_asked_for() -> None:
@@ -174,6 +247,20 @@ def test_a_correction_of_whose_images_these_are_takes_the_comparison_away(correc
     assert "2025-11-03" not in str(again)
     assert encode(restate(again, newest)) == encode(again)
     assert len(said(ds)) == 2
+
+
+def test_a_comparison_with_what_no_longer_holds_is_taken_out() -> None:
+    images, before = study(), prior(volume(1750))
+    ds = report(volume(1790), images, prior=before)
+    assert priors.compared_with(ds) == before.sop_instance_uid
+    assert [priors.names_day(ds, day) for day in (THEN, NOW, None)] == [True, False, False]
+    again = pydicom.dcmread(io.BytesIO(encode(restate(ds, images.newest, prior_holds=False))))
+    (sentence,) = said(again)
+    assert sentence.startswith("Not compared with an earlier result: the one that was compared with does not hold")
+    assert priors.compared_with(again) is None
+    assert "PertinentOtherEvidenceSequence" not in again
+    assert "1750" not in str(again)
+    assert encode(restate(again, images.newest)) == encode(again)
 
 
 def test_the_same_comparison_gives_the_same_bytes() -> None:

@@ -13,7 +13,7 @@ from pydicom.sr.coding import Code
 
 from dicomai import render, words
 from dicomai.findings import Detection, Evaluation, Findings, Outcome, Region, Shape
-from dicomai.outputs import Predecessor, Sources, build, encode, keyframes
+from dicomai.outputs import Predecessor, Sources, build, encode, keyframes, not_analysed
 from tests import results, synthetic
 
 GAP = 6  # pixels around a slice
@@ -159,6 +159,35 @@ def test_names_without_end_do_not_make_a_frame_without_end(captions: list[list[s
     assert "and on this slice: " in captions[0][13]
     assert captions[0][13].endswith("and 6 more.")
     assert captions[0][14].endswith("and 17 more.")
+
+
+@pytest.mark.parametrize("output", ["keyframes", "reportimage"])
+def test_it_says_what_it_replaces_also_the_picture_that_there_is_no_result(
+    output: str, captions: list[list[str]]
+) -> None:
+    old = Predecessor(output, "1.2", "1.2.3", "1.2.4", "1.2.5", 9011)
+    assert build("keyframes", two_parts(), of(), results.provenance(supersedes=(old,))) is not None
+    assert all("These pictures replace what is in series 9011." in below for below in captions)
+
+
+@pytest.mark.parametrize("output", ["keyimage", "keyframes"])
+def test_a_picture_that_there_is_no_result_names_an_earlier_one_and_no_date(
+    output: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[str] = []
+    real = render.page
+
+    def page(lines: Any, *size: int) -> Any:
+        drawn.extend(line.text for line in lines)
+        return real(lines, *size)
+
+    monkeypatch.setattr(render, "page", page)
+    old = Predecessor(output, "1.2", "1.2.3", "1.2.4", "1.2.5", 9011)
+    sources = of(StudyDate="20260201")
+    not_analysed("reportimage", "A slice is missing.", sources, results.provenance(supersedes=(old,)))
+    assert any(line.startswith("An earlier result, in series 9011,") for line in drawn)
+    assert f"Images: {sources.header.Modality}." in drawn
+    assert "2026" not in " ".join(drawn)
 
 
 def test_same_work_gives_the_same_bytes() -> None:
