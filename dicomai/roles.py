@@ -306,6 +306,7 @@ def _delivery(settings: Settings, cue: _Cue) -> None:
                 one, calling_ae=settings.node.ae_title, timeout=settings.delivery.timeout, tls=settings.tls
             ),
             settings.delivery,
+            only_deidentified=one.name in settings.nameless,
         )
         for one in settings.destination
     ]
@@ -319,7 +320,7 @@ def _delivery(settings: Settings, cue: _Cue) -> None:
             remedy="see the reasons in `dicomai worklist`: add the destinations, or cancel the items",
         )
     withdrawer = Withdrawer(store, database, timezone=settings.node.timezone)
-    forwarder = Forwarder(store, database)
+    forwarder = Forwarder(store, database, settings.forwards)
     cue.ready()
     delivery.run([*lanes, withdrawer, forwarder, _prober(settings, database)], cue.stop)
 

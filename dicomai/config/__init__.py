@@ -131,21 +131,36 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _names_stay_apart(self) -> Self:
         """Let nobody who gets de-identified images have the same ones with a name on them."""
-        named = {name: f"route '{r.name}'" for r in self.route for name in r.destinations}
+        address = {one.name: one.address for one in self.destination}
+        named = {address[name]: f"route '{r.name}' to '{name}'" for r in self.route for name in r.destinations}
         named |= {
-            name: f"forward '{f.name}'"
+            address[name]: f"forward '{f.name}' to '{name}'"
             for f in self.forward
             for name in f.destinations
             if f.deidentify is Deidentify.NONE
         }
-        for forward in self.forward:
+        retained: dict[tuple[str, ...], ForwardSettings] = {}
+        for forward in (one for one in self.forward if one.deidentify is not Deidentify.NONE):
             for name in forward.destinations:
-                if forward.deidentify is not Deidentify.NONE and name in named:
+                if address[name] in named:
                     raise ValueError(
                         f"destination '{name}' gets de-identified images by forward '{forward.name}', and the patient's"
-                        f" name by {named[name]}: give each a [[destination]] of its own"
+                        f" name by {named[address[name]]}: give each a [[destination]] of its own, with another address"
+                    )
+                other = retained.setdefault(address[name], forward)
+                if set(other.retain) != set(forward.retain):  # the same dates moved and not tell by how much
+                    raise ValueError(
+                        f"forward '{forward.name}' and forward '{other.name}' send to the same destination '{name}' and"
+                        " retain different things: let both retain the same, or give each a destination of its own"
                     )
         return self
+
+    @property
+    def nameless(self) -> frozenset[str]:
+        """The destinations that get nothing but de-identified images."""
+        return frozenset(
+            name for one in self.forward if one.deidentify is not Deidentify.NONE for name in one.destinations
+        )
 
     @model_validator(mode="after")
     def _tls_is_whole(self) -> Self:
@@ -190,15 +205,16 @@ class Settings(BaseSettings):
 
     @property
     def forwards(self) -> tuple[Forward, ...]:
-        """The forward rules as nouns, each with the AE titles of its destinations."""
-        titles = {d.name: d.ae_title for d in self.destination if isinstance(d, DicomDestination)}
+        """The forward rules as nouns, each with the AE titles under which its destinations send."""
+        own = {d.name: (d.ae_title,) for d in self.destination if isinstance(d, DicomDestination)}
+        titles = {d.name: tuple(dict.fromkeys([*own.get(d.name, ()), *d.returns_as])) for d in self.destination}
         return tuple(
             Forward(
                 name=f.name,
                 match=dict(f.match),
                 exclude=dict(f.exclude),
                 destinations=f.destinations,
-                ae_titles={name: titles[name] for name in f.destinations if name in titles},
+                returns_as={name: titles[name] for name in f.destinations if titles.get(name)},
                 deidentify=f.deidentify,
                 retain=f.retain,
             )

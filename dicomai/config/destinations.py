@@ -1,17 +1,20 @@
 """The entries `[[destination]]` of the configuration, a class for each type."""
 
+import posixpath
 import re
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 
-from dicomai.config.sections import _HOST, AETitle, Name, Port, Seconds, _Section
+from dicomai.config.sections import _HOST, AETitle, Name, Port, Seconds, _each_once, _Section
 from dicomai.profiles import Profile
 
 _FIND = "1.2.840.10008.5.1.4.1.2.2.1"  # Study Root Query/Retrieve Information Model
 _COMMITMENT = "1.2.840.10008.1.20.1"  # Storage Commitment Push Model
+
+AETitles = Annotated[tuple[AETitle, ...], AfterValidator(_each_once)]
 
 
 class DicomDestination(_Section):
@@ -32,6 +35,12 @@ class DicomDestination(_Section):
     wait_for_source: bool = False
     withdraw_superseded: bool = False
     max_age: Seconds | None = None
+    returns_as: AETitles = ()
+
+    @property
+    def address(self) -> tuple[str, ...]:
+        """Where it leads, whatever its name."""
+        return (self.type, self.host.lower(), str(self.port), self.ae_title)
 
     @property
     def services(self) -> dict[str, str]:
@@ -55,6 +64,12 @@ class FolderDestination(_Section):
     profile: Profile = Profile.OHIF
     path: Path
     max_age: Seconds | None = None
+    returns_as: AETitles = ()
+
+    @property
+    def address(self) -> tuple[str, ...]:
+        """Where it leads, whatever its name."""
+        return (self.type, str(self.path.resolve()))
 
 
 class DicomwebDestination(_Section):
@@ -72,6 +87,12 @@ class DicomwebDestination(_Section):
     check_patient: bool = False
     withdraw_superseded: bool = False
     max_age: Seconds | None = None
+    returns_as: AETitles = ()
+
+    @property
+    def address(self) -> tuple[str, ...]:
+        """Where it leads, whatever its name."""
+        return (self.type, self.url.lower())
 
     @field_validator("url")
     @classmethod
@@ -129,6 +150,12 @@ class SftpDestination(_Section):
     known_hosts: Path
     path: PurePosixPath
     max_age: Seconds | None = None
+    returns_as: AETitles = ()
+
+    @property
+    def address(self) -> tuple[str, ...]:
+        """Where it leads, whatever its name."""
+        return (self.type, self.host.lower(), str(self.port), self.user, posixpath.normpath(self.path))
 
     @model_validator(mode="after")
     def _one_way_in(self) -> Self:
@@ -151,6 +178,12 @@ class S3Destination(_Section):
     access_key: Annotated[str, Field(pattern=r"^[!-~]+$")]
     secret_key: Annotated[SecretStr, Field(min_length=1)]
     max_age: Seconds | None = None
+    returns_as: AETitles = ()
+
+    @property
+    def address(self) -> tuple[str, ...]:
+        """Where it leads, whatever its name."""
+        return (self.type, self.url.lower(), self.bucket, self.prefix)
 
     @field_validator("url")
     @classmethod

@@ -6,20 +6,24 @@ others, while nobody without the key can go back by trying names.
 """
 
 import hmac
+import re
 import uuid
 from datetime import date, timedelta
 from typing import BinaryIO
 
 import pydicom
+from pydicom.config import IGNORE
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.multival import MultiValue
+from pydicom.sequence import Sequence
 from pydicom.sr.codedict import codes
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID
 
 import dicomai
+from dicomai.deidentification import pixeldata
 from dicomai.deidentification.table import ACTIONS, EDITION
 from dicomai.errors import NotAcceptedError
 from dicomai.forwarding import Retain
@@ -48,16 +52,42 @@ _NEVER_KEPT = frozenset(int(Tag(keyword)) for keyword in ("PatientBirthDate", "P
 _TIME_ZONE = int(Tag("TimezoneOffsetFromUTC"))
 _TEMPORAL = frozenset({"DA", "DT", "TM"})
 _LONGEST_SHIFT = 3650  # days
+_FORMS = {  # PS3.5 6.2, and the older forms of a date and a time
+    "DA": re.compile(r"\d{8}|\d{4}\.\d\d\.\d\d"),
+    "DT": re.compile(r"\d{4}(\d\d){0,5}(\.\d{1,6})?([+-]\d{4})?"),
+    "TM": re.compile(r"\d\d(:?\d\d(:?\d\d(\.\d{1,6})?)?)?"),
+}
+_ZONE = re.compile(r"[+-]\d{4}$")  # at the end of a DT
 
 _CURVES, _OVERLAYS = 0x5000, 0x6000  # repeating groups (PS3.5 7.6)
-_STANDARD_ROOT = "1.2.840.10008."  # what the standard itself names, such as SOP classes, tells of nobody
+
+# UIDs that the table does not have and that name a kind of thing, not a thing; all others that it lacks are replaced.
+_KINDS = frozenset(
+    int(Tag(keyword))
+    for keyword in (
+        "CodingSchemeUID", "ContextGroupExtensionCreatorUID", "ContextUID", "EncryptedContentTransferSyntaxUID",
+        "MACCalculationTransferSyntaxUID", "MappingResourceUID", "OriginalSpecializedSOPClassUID",
+        "ReferencedSOPClassUID", "RelatedGeneralSOPClassUID", "SOPClassUID", "SOPClassesInStudy", "SOPClassesSupported",
+    )
+)  # fmt: skip
+
+# What the table lacks although it says what other rows of it take away: dates, who issued a number, the original.
+_ALSO_REMOVED = frozenset(
+    int(Tag(keyword))
+    for keyword in (
+        "EncryptedAttributesSequence", "IssuerOfAccessionNumberSequence", "IssuerOfPatientIDQualifiersSequence",
+        "OrderFillerIdentifierSequence", "OrderPlacerIdentifierSequence", "PatientAlternativeCalendar",
+        "PatientBirthDateInAlternativeCalendar", "PatientDeathDateInAlternativeCalendar",
+    )
+)  # fmt: skip
+_CODING_SCHEME_URL = int(Tag("CodingSchemeURL"))
 
 _TEXT, _NUMBER = "REMOVED", 0
 _DUMMIES = {
     "AS": "000Y", "DA": "19000101", "DT": "19000101000000", "TM": "000000", "DS": "0", "IS": "0",
     "UR": "urn:removed", "FD": _NUMBER, "FL": _NUMBER, "SL": _NUMBER, "SS": _NUMBER, "SV": _NUMBER, "UL": _NUMBER,
     "US": _NUMBER, "UV": _NUMBER, "OB": b"\0\0", "OW": b"\0\0", "OD": b"\0" * 8, "OF": b"\0" * 4, "OL": b"\0" * 4,
-    "OV": b"\0" * 8,
+    "OV": b"\0" * 8, "UN": b"\0\0",
 }  # fmt: skip
 
 # Ultrasound, secondary captures, photographs (VL): a name in the pixels is the rule there.
@@ -66,7 +96,13 @@ _ANNOTATED_CLASSES = (
     "1.2.840.10008.5.1.4.1.1.6.", "1.2.840.10008.5.1.4.1.1.7", "1.2.840.10008.5.1.4.1.1.7.",
     "1.2.840.10008.5.1.4.1.1.77.1.",
 )  # fmt: skip
-_ANNOTATED_MODALITIES = frozenset({"DOC", "ES", "GM", "IVUS", "OP", "OT", "SC", "SM", "US", "XC"})
+_ANNOTATED_MODALITIES = frozenset(
+    {
+        "BDUS", "BMD", "DMS", "DOC", "DOCD", "ECG", "EPS", "ES", "GM", "HD", "IVUS", "OP", "OT", "PX", "SC", "SM", "US",
+        "XC",
+    }
+)  # fmt: skip
+_ANNOTATED_KINDS = ("SCREEN", "CAPTURE", "SAVE", "REPORT", "PROT", "DOSE_INFO")  # in Image Type
 
 
 def refusal(ds: Dataset, *, is_image: bool) -> str:
@@ -83,11 +119,11 @@ def refusal(ds: Dataset, *, is_image: bool) -> str:
         return "BurnedInAnnotation is YES, so the patient's name may stand in the pixels"
     if burned_in != "NO" and _is_usually_annotated(ds):
         return (
-            "an ultrasound image, secondary capture, screen or photograph that does not say BurnedInAnnotation NO may"
-            " show the patient's name or face"
+            "an ultrasound image, secondary capture, screen, page or photograph that does not say BurnedInAnnotation NO"
+            " may show the patient's name or face"
         )
     for group in range(_OVERLAYS, _OVERLAYS + 0x20, 2):
-        if ds.get((group, 0x0100)) is not None and (group, 0x3000) not in ds:
+        if any((group, element) in ds for element in (0x0010, 0x0100, 0x0102)) and (group, 0x3000) not in ds:
             return f"the overlay of group {group:04X} lies in the pixels and may hold text"
     return ""
 
@@ -98,8 +134,9 @@ def _is_usually_annotated(ds: Dataset) -> bool:
     return (
         any(sop_class == known or (known.endswith(".") and sop_class.startswith(known)) for known in _ANNOTATED_CLASSES)
         or str(ds.get("Modality") or "").strip().upper() in _ANNOTATED_MODALITIES
-        or "ConversionType" in ds  # of secondary capture equipment (PS3.3 C.8.6.1)
-        or any("SCREEN" in kind or "CAPTURE" in kind for kind in kinds)
+        or bool(ds.get("ConversionType"))  # of secondary capture equipment (PS3.3 C.8.6.1)
+        or any(word in kind for kind in kinds for word in _ANNOTATED_KINDS)
+        or ds.get("SamplesPerPixel") == 3  # no scanner's image is in colour: rendered, fused, or a page
     )
 
 
@@ -113,7 +150,8 @@ class Deidentifier:
             secret: the key of UIDs, pseudonyms and shifts.
             retain: what stays.
         """
-        self._secret = secret
+        # What is de-identified in another way is other objects, of other pseudonyms: side by side they tell the shift.
+        self._secret = hmac.digest(secret, "|".join(sorted(retain)).encode(), "sha256")
         self._retain = retain
 
     def read(self, stream: BinaryIO, *, is_image: bool) -> FileDataset:
@@ -136,9 +174,12 @@ class Deidentifier:
             raise NotAcceptedError(why)
         identity = Identity.of(ds)
         whose = f"{identity.issuer_of_patient_id}\0{identity.patient_id}"
+        if "\ufffd" in whose:  # or two people would get one pseudonym
+            raise NotAcceptedError("its Patient ID, or its issuer, is not of the character set that it says")
         if not identity.patient_id:  # nothing says that two studies are of one patient
             whose = f"study\0{ds.get('StudyInstanceUID')}"
         _Cleaning(self, whose, is_enhanced="SharedFunctionalGroupsSequence" in ds).clean(ds)
+        pixeldata.strip(ds, ds.file_meta.TransferSyntaxUID)
         pseudonym = self._digest("patient", whose).hex()[:16].upper()
         ds.PatientID = ds.PatientName = pseudonym
         self._say_so(ds)
@@ -157,7 +198,7 @@ class Deidentifier:
 
     def uid(self, uid: str) -> str:
         """Give the UID that stands for another, always the same; what the standard itself has named stays."""
-        if not uid or uid.startswith(_STANDARD_ROOT):
+        if not uid or UID(uid, validation_mode=IGNORE).type:  # the registry (PS3.6 Annex A)
             return uid
         return f"2.25.{uuid.UUID(bytes=self._digest('uid', uid)[:16], version=5).int}"
 
@@ -173,12 +214,22 @@ class Deidentifier:
         """Write how it was done (PS3.3 C.12.1.1.1.1, C.7.1.1)."""
         options = [code for option, code in _OPTIONS.items() if option in self._retain]
         ds.PatientIdentityRemoved = "YES"
-        ds.DeidentificationMethod = f"dicomai {dicomai.__version__}, PS3.15 {EDITION} Basic Profile"[:64]
-        ds.DeidentificationMethodCodeSequence = [
-            code_item(code) for code in (codes.cid7050.BasicApplicationConfidentialityProfile, *options)
+        # What was done to it before it came here stays true, and stays said.
+        method = f"dicomai {dicomai.__version__}, PS3.15 {EDITION} Basic Profile"[:64]
+        ds.DeidentificationMethod = [
+            *(one for one in _values(ds.get("DeidentificationMethod")) if one != method),
+            method,
         ]
-        dates = "MODIFIED" if Retain.MODIFIED_DATES in self._retain else "REMOVED"
-        ds.LongitudinalTemporalInformationModified = "UNMODIFIED" if Retain.FULL_DATES in self._retain else dates
+        ours = [code_item(code) for code in (codes.cid7050.BasicApplicationConfidentialityProfile, *options)]
+        earlier = ds.get("DeidentificationMethodCodeSequence") or []
+        ds.DeidentificationMethodCodeSequence = [*(one for one in earlier if one not in ours), *ours]
+        if Retain.FULL_DATES in self._retain:
+            ds.LongitudinalTemporalInformationModified = (
+                ds.get("LongitudinalTemporalInformationModified") or "UNMODIFIED"
+            )
+        else:
+            dates = "MODIFIED" if Retain.MODIFIED_DATES in self._retain else "REMOVED"
+            ds.LongitudinalTemporalInformationModified = dates
 
 
 class _Cleaning:
@@ -203,32 +254,38 @@ class _Cleaning:
                     self._clean_items(ds, tag)
             elif vr == "SQ":
                 self._clean_sequence(ds, tag, action)
-            elif action == "U":
+            elif action == "U" or (vr == "UI" and "D" in action):  # a dummy that is the same for the same one
                 uids = [self._deidentifier.uid(str(uid).strip()) for uid in _values(ds[tag].value)]
                 ds[tag] = DataElement(tag, "UI", uids if len(uids) != 1 else uids[0])
+            elif action == "keep":
+                if not all(_FORMS[vr].fullmatch(str(one).strip()) for one in _values(ds[tag].value)):
+                    self._replace(ds, tag, vr, ACTIONS[int(tag)], is_nested=is_nested)
             elif action == "shift":
                 self._move(ds, tag, vr, is_nested=is_nested)
             else:
                 self._replace(ds, tag, vr, action, is_nested=is_nested)
 
     def _action(self, tag: BaseTag, vr: str) -> str:
-        """Look an attribute up; K for what is kept."""
+        """Look an attribute up; K for what is kept, "keep" for a date or time that is kept if it is one."""
         known = ACTIONS.get(int(tag))
         if Retain.PATIENT_CHARACTERISTICS in self._retain and int(tag) in _CHARACTERISTICS:
             return "K"
         if vr in _TEMPORAL and int(tag) not in _NEVER_KEPT and known is not None:
             if Retain.FULL_DATES in self._retain:
-                return "K"
+                return "keep"
             if Retain.MODIFIED_DATES in self._retain:
-                return "K" if vr == "TM" else "shift"
+                return "keep" if vr == "TM" else "shift"
         if int(tag) == _TIME_ZONE and Retain.FULL_DATES in self._retain:
             return "K"
         if known is None:  # a name or a date that the table does not have is none that it lets pass
-            return "X" if vr == "PN" or vr in _TEMPORAL else "K"
+            return _unknown_to_the_table(tag, vr)
         return known
 
     def _clean_items(self, ds: Dataset, tag: BaseTag) -> None:
-        for item in ds[tag].value:
+        items = ds[tag].value
+        if not isinstance(items, Sequence):
+            raise NotAcceptedError(f"its sequence {tag} is written as unknown bytes (UN) and cannot be read")
+        for item in items:
             self.clean(item, is_nested=True)
 
     def _clean_sequence(self, ds: Dataset, tag: BaseTag, action: str) -> None:
@@ -244,11 +301,13 @@ class _Cleaning:
         for value in _values(ds[tag].value):
             text = str(value).strip()
             try:
-                day = date(int(text[:4]), int(text[4:6]), int(text[6:8])) + self._shift
+                day: date | None = date(int(text[:4]), int(text[4:6]), int(text[6:8])) + self._shift
             except (ValueError, OverflowError):  # no date, or a year alone: what cannot be moved does not stay
+                day = None
+            if day is None or not _FORMS[vr].fullmatch(text):
                 self._replace(ds, tag, vr, ACTIONS[int(tag)], is_nested=is_nested)
                 return
-            moved.append(f"{day:%Y%m%d}" + text[8:])
+            moved.append(f"{day:%Y%m%d}{_ZONE.sub('', text[8:])}")
         ds[tag] = DataElement(tag, vr, moved if len(moved) != 1 else moved[0])
 
     def _replace(self, ds: Dataset, tag: BaseTag, vr: str, action: str, *, is_nested: bool) -> None:
@@ -276,6 +335,14 @@ def _vr(ds: Dataset, tag: BaseTag) -> str | None:
     if "SQ" in {vr, known}:  # as UN it is read as what it is
         return "SQ" if vr in {"SQ", "UN"} and known == "SQ" else None
     return known.split(" or ")[0]
+
+
+def _unknown_to_the_table(tag: BaseTag, vr: str) -> str:
+    """Say what is done with an attribute that the table does not have: a name, date, address or UID does not pass."""
+    if vr == "UI":
+        return "K" if int(tag) in _KINDS else "U"
+    is_address = vr == "UR" and int(tag) != _CODING_SCHEME_URL
+    return "X" if vr == "PN" or vr in _TEMPORAL or is_address or int(tag) in _ALSO_REMOVED else "K"
 
 
 def _in_removed_group(tag: BaseTag) -> bool:

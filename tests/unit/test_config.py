@@ -288,7 +288,7 @@ class TestForward:
     def test_a_rule_takes_everything_unless_it_says_otherwise(self, tmp_path: Path) -> None:
         (rule,) = load(tmp_path, FOLDERS + "[[forward]]\nname = 'all'\ndestinations = ['pacs']\n").forwards
         assert rule.takes_all
-        assert (rule.destinations, rule.ae_titles, rule.deidentify) == (("pacs",), {}, "none")
+        assert (rule.destinations, rule.returns_as, rule.deidentify) == (("pacs",), {}, "none")
 
     @pytest.mark.parametrize("other", ["[[forward]]\nname = 'all'\n", "[[route]]\nname = 'r'\nmodel = 'm'\n"])
     def test_who_gets_de_identified_images_gets_nothing_with_a_name(self, tmp_path: Path, other: str) -> None:
@@ -296,6 +296,34 @@ class TestForward:
         load(tmp_path, FOLDERS + rule + other + "destinations = ['pacs']\n")
         with pytest.raises(ConfigurationError, match=r"'research' gets de-identified images by forward 'study', and"):
             load(tmp_path, FOLDERS + rule + other + "destinations = ['research']\n")
+
+    @pytest.mark.parametrize(
+        "address",
+        [
+            "type = 'dicom'\nhost = '10.0.0.9'\nport = 104\nae_title = 'PACS'\n",
+            "type = 'folder'\npath = '/pacs'\n",
+            "type = 'dicomweb'\nurl = 'http://pacs.example/web'\n",
+            "type = 's3'\nurl = 'http://s3.example'\nbucket = 'images'\naccess_key = 'a'\nsecret_key = 'b'\n",
+            "type = 'sftp'\nhost = 'a'\nport = 22\nuser = 'u'\npassword = 'p'\nknown_hosts = '/k'\npath = '/p'\n",
+        ],
+    )
+    def test_nor_under_another_name_at_the_same_address(self, tmp_path: Path, address: str) -> None:
+        both = "".join(f"[[destination]]\nname = '{name}'\n{address}" for name in ("pacs", "research"))
+        rules = (
+            "[[forward]]\nname = 'all'\ndestinations = ['pacs']\n"
+            "[[forward]]\nname = 'study'\ndeidentify = 'basic'\ndestinations = ['research']\n"
+        )
+        with pytest.raises(ConfigurationError, match=r"by forward 'all' to 'pacs': .* another address"):
+            load(tmp_path, both + rules)
+
+    def test_who_gets_de_identified_images_gets_them_in_one_way(self, tmp_path: Path) -> None:
+        rule = "[[forward]]\nname = '{}'\ndeidentify = 'basic'\nretain = {}\ndestinations = ['research']\n"
+        dates, both = "['full-dates']", "['patient-characteristics', 'full-dates']"
+        turned = "['full-dates', 'patient-characteristics']"
+        settings = load(tmp_path, FOLDERS + rule.format("a", both) + rule.format("b", turned))
+        assert settings.nameless == {"research"}
+        with pytest.raises(ConfigurationError, match="retain different things"):
+            load(tmp_path, FOLDERS + rule.format("a", both) + rule.format("b", dates))
 
     @pytest.mark.parametrize(
         ("keys", "said"),
