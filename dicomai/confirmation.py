@@ -1,6 +1,9 @@
 """Whose a study is at a destination; whether that has what it accepted: by commitment, by query, or by its word."""
 
-from collections.abc import Callable, Mapping
+import hmac
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import astuple
 
 import structlog
 from pydicom.dataset import Dataset
@@ -29,7 +32,8 @@ _COERCED = 0xB000
 
 _LONGEST_SOURCE_WAIT = 86400.0
 _LONGEST_SOURCE_PAUSE = 300.0
-_MISMATCH_PAUSE = 600.0
+_MISMATCH_PAUSES = (600.0, 21600.0)
+_MOST_NAMED = 3  # of objects that a sentence is about
 
 Where = Mapping[str, object]
 """What the log says of a delivery."""
@@ -53,6 +57,7 @@ class Confirmation:
             settings: waits.
             outgoing: gives an object as it was sent.
         """
+        self._database = database
         self._deliveries = Deliveries(database)
         self._asked = AskedCommitments(database)
         self._destination = destination
@@ -82,7 +87,7 @@ class Confirmation:
         lacking = archive.lacking(behind.series)
         if not lacking:
             return False
-        said = f"Destination '{claim.destination}' does not show all images of series {', '.join(lacking)}"
+        said = f"Destination '{claim.destination}' does not show all images of series {_some(lacking)}"
         waited = self._deliveries.unseen(claim)  # no time in which nobody asked counts
         if waited > _LONGEST_SOURCE_WAIT:
             raise WorklistError(
@@ -93,6 +98,11 @@ class Confirmation:
         log.info("waiting for the images", series=len(lacking), next_try_in_s=round(wait), **where)
         self._deliveries.look_again(claim, wait, f"{said} yet: the result waits for them (wait_for_source).")
         return True
+
+    def wait_on(self, claim: Claim, said: str) -> None:
+        """Put a delivery off that waits for another one, the longer the longer it does."""
+        wait = min(max(self._first_wait, self._deliveries.unseen(claim)), _LONGEST_SOURCE_PAUSE)
+        self._deliveries.look_again(claim, wait, said)
 
     def is_anothers(self, claim: Claim, read: Callable[[], Dataset], where: Where) -> bool:
         """Hold a delivery where the destination shows the study as another patient's.
@@ -118,15 +128,24 @@ class Confirmation:
                 remedy="have its queries give PatientID; until then other attributes alone are compared",
                 **where,
             )
-        keywords = sorted({keyword for one in shown for keyword in identity.contradictions(one)})
-        if not keywords:
+        others = [one for one in shown if identity.contradictions(one)]
+        if not others:
             return False
+        keywords = ", ".join(sorted({keyword for one in others for keyword in identity.contradictions(one)}))
         said = (
             f"Destination '{claim.destination}' shows the study under another patient than what is to be sent:"
-            f" {', '.join(keywords)} differ. Correct it there, or send the corrected images; or release the item, which"
-            " sends it as it is."
+            f" {keywords} differ (case {self._case(identity, others)}). Correct it there, or send the corrected images;"
+            " or release the item, which sends it as it is."
         )
-        return self._deliveries.mismatched(claim, _MISMATCH_PAUSE, said)
+        if not self._deliveries.mismatched(claim, _MISMATCH_PAUSES, said):
+            return False
+        log.warning("held for a person", reason=f"another patient there: {keywords} differ", **where)
+        return True
+
+    def _case(self, ours: Identity, others: Iterable[Identity]) -> str:
+        """Make a word that tells who is taken for whom from any other such case, and not who they are."""
+        content = json.dumps([astuple(ours), *sorted(map(astuple, others))]).encode()
+        return hmac.digest(self._database.secret(), content, "sha256").hex()[:12]
 
     def look_into_coerced(self, claim: Claim, where: Where) -> None:
         """Look how the destination has filed what it changed (B000), once; it is accepted in any case."""
@@ -148,6 +167,8 @@ class Confirmation:
             DeliveryError: it could not be asked.
         """
         archive = self._archive
+        if "forwards" in claim.route and not self._deliveries.taken(claim):  # newer ones go by themselves
+            return True
         if archive is not None and archive.commitment_timeout is not None:
             answer = self._is_committed(claim, archive, archive.commitment_timeout, where)
             if answer is not None:
@@ -180,7 +201,7 @@ class Confirmation:
             return True
         if reported:
             failures = reported[-1].failures
-            said = ", ".join(f"{uid} ({_meaning(reason)})" for uid, reason in sorted(failures.items()))
+            said = _some(f"{uid} ({_meaning(reason)})" for uid, reason in failures.items())
             reason = f"Destination '{claim.destination}' accepted and does not commit {said}: look into its log."
             lost = tuple(o.id for o in self._deliveries.taken(claim) if o.sop_instance_uid in failures)
             self.set_back(claim, self._first_wait, reason, where, lost)
@@ -234,7 +255,7 @@ class Confirmation:
         if not hidden:
             return True
         unseen = self._deliveries.unseen(claim)
-        said = f"Destination '{claim.destination}' accepted {', '.join(sorted(hidden))}, and"
+        said = f"Destination '{claim.destination}' accepted {_some(hidden)}, and"
         if unseen < timeout:
             wait = min(max(self._first_wait, unseen), max(timeout - unseen, 1.0))
             log.info("not shown yet", objects=len(hidden), next_try_in_s=round(wait), **where)
@@ -258,6 +279,13 @@ class Confirmation:
                     remedy="look for the object in the destination, and correct where it is filed",
                     **where,
                 )
+
+
+def _some(names: Iterable[str]) -> str:
+    """Name the first few of what may be thousands."""
+    ordered = sorted(names)
+    more = len(ordered) - _MOST_NAMED
+    return ", ".join(ordered[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _meaning(reason: int | None) -> str:

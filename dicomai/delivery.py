@@ -18,19 +18,24 @@ from dicomai.confirmation import Confirmation
 from dicomai.database import Database, owner_name
 from dicomai.database.deliveries import Deliveries
 from dicomai.database.forwards import Forwards
-from dicomai.database.results import FrozenObject
+from dicomai.database.priors import Priors
+from dicomai.database.results import DEIDENTIFIED, FrozenObject
 from dicomai.database.worklist import Claim, Worklist
 from dicomai.destinations import Destination, Outgoing
 from dicomai.errors import (
     DicomaiError,
     NoAssociationError,
+    NotAcceptedError,
     NotAdmittedError,
     NotKeptError,
     RejectedError,
     StaleAttemptError,
+    StoreError,
     UnreachableError,
+    UnreadableError,
 )
-from dicomai.outputs import encode, restate
+from dicomai.outputs import encode, priors, restate
+from dicomai.outputs.priors import study_day
 from dicomai.planner import read_instance
 from dicomai.store import Store, result_key
 from dicomai.study import IDENTITY
@@ -57,7 +62,15 @@ class Lane(Protocol):
 class Delivery:
     """Works off the deliveries to one destination."""
 
-    def __init__(self, store: Store, database: Database, destination: Destination, settings: DeliverySettings) -> None:
+    def __init__(
+        self,
+        store: Store,
+        database: Database,
+        destination: Destination,
+        settings: DeliverySettings,
+        *,
+        only_deidentified: bool = False,
+    ) -> None:
         """Make a deliverer.
 
         Args:
@@ -65,10 +78,13 @@ class Delivery:
             database: where the worklist is.
             destination: where they go.
             settings: waits and attempts.
+            only_deidentified: whether it gets nothing that bears a patient's name, whatever was planned before.
         """
+        self._only_deidentified = only_deidentified
         self._store = store
         self._worklist = Worklist(database)
         self._forwards = Forwards(database)
+        self._priors = Priors(database)
         self._destination = destination
         self._settings = settings
         self._owner = owner_name("delivery", os.getpid())
@@ -99,12 +115,13 @@ class Delivery:
         where = {"study": claim.trace, "workitem": claim.item, "destination": claim.destination}
         try:
             # What the destination has whole is only asked for: nothing can be changed or held any more.
-            is_left = bool(self._worklist.result(claim))
+            left = self._worklist.result(claim)
+            self._refuse_names(claim, left)
+            is_left = bool(left)
             if is_left and (self._awaits_images(claim) or self._confirmation.awaits_source(claim, where)):
                 return
             objects = self._settle(claim, where) if is_left else []
             if objects is None:
-                log.warning("held for a person", **where)
                 return
             try:
                 self._send(claim, objects, where)
@@ -125,13 +142,20 @@ class Delivery:
                 claim, self._wait(claim.attempt), f"Sending failed with {name}; the log of the delivery says where."
             )
 
+    def _refuse_names(self, claim: Claim, left: Sequence[FrozenObject]) -> None:
+        """Let nothing that bears a name go, nor be asked for, where the configuration now has it de-identified."""
+        if self._only_deidentified and any(one.output != DEIDENTIFIED for one in left):
+            raise NotAcceptedError(
+                f"Destination '{claim.destination}' gets de-identified images only, and this was planned before that:"
+                " it was not sent; images go when the workitem of their forward rule is retried."
+            )
+
     def _awaits_images(self, claim: Claim) -> bool:
         """Put a delivery of documents off while images that they are about are still on their way there."""
-        if not self._forwards.images_before(claim):
-            return False
-        said = "Waits until the images of its study have gone, which it may refer to."
-        self._worklist.postpone(claim, self._settings.first_wait, said, counts=False)
-        return True
+        said = self._forwards.images_before(claim)
+        if said:
+            self._confirmation.wait_on(claim, said)
+        return bool(said)
 
     def _send(self, claim: Claim, objects: list[FrozenObject], where: dict[str, object]) -> None:
         by_uid = {o.sop_instance_uid: o for o in objects}
@@ -145,7 +169,19 @@ class Delivery:
             else:
                 log.warning("accepted with a warning", meaning=meaning, **known)
 
-        self._destination.send([self._outgoing(o) for o in objects], accepted)
+        outgoing = [self._outgoing(o) for o in objects]
+        if "forwards" not in claim.route:  # never half a result
+            self._destination.send(outgoing, accepted)
+            return
+        refusals: list[DicomaiError] = []
+
+        def refused(sent: Outgoing, error: DicomaiError) -> None:
+            refusals.append(error)
+            log.warning("not accepted", sop_instance_uid=sent.sop_instance_uid, error=str(error), **where)
+
+        self._destination.send(outgoing, accepted, refused)
+        if refusals:
+            raise _of_all(refusals, len(outgoing))
 
     def _not_delivered(self, claim: Claim, error: DicomaiError, where: dict[str, object]) -> None:
         """Let a delivery wait for another attempt where that can help, else end it.
@@ -176,18 +212,20 @@ class Delivery:
         while True:
             why = self._worklist.why_wait(claim)
             if why:
-                self._worklist.hold(claim, why)
+                self._hold(claim, why, where)
                 return None
             objects = self._worklist.result(claim)
+            if not objects:  # newer ones of what was left have come meanwhile
+                return []
             was_sent = self._worklist.was_sent(claim)
             # Before the first sending, of every object: what goes to others only would else be found changed too late.
-            stale = self._stale(claim, objects if was_sent else self._worklist.whole(claim))
+            stale = self._stale(claim, objects if was_sent else self._worklist.whole(claim), was_sent=was_sent)
             if stale and was_sent:
-                self._worklist.hold(
-                    claim,
+                why = (
                     "The patient's or the study's attributes changed after a part of this result was sent; "
-                    "cancel this item and retry the analysis, so that a new result bears the new ones.",
+                    "cancel this item and retry the analysis, so that a new result bears the new ones."
                 )
+                self._hold(claim, why, where)
                 return None
             if self._confirmation.is_anothers(claim, partial(self._said_by, objects[0], stale), where):
                 return None
@@ -195,20 +233,28 @@ class Delivery:
             if self._worklist.begin_sending(claim, objects, keys, self._destination.max_age):
                 return self._worklist.result(claim) if keys else objects
 
-    def _stale(self, claim: Claim, objects: list[FrozenObject]) -> list[tuple[FrozenObject, Dataset]]:
+    def _hold(self, claim: Claim, why: str, where: dict[str, object]) -> None:
+        self._worklist.hold(claim, why)
+        log.warning("held for a person", reason=why, **where)
+
+    def _stale(
+        self, claim: Claim, objects: list[FrozenObject], *, was_sent: bool
+    ) -> list[tuple[FrozenObject, Dataset]]:
         """Give the objects that say otherwise of patient and study than the newest image, and that image's header.
 
-        None of images that are forwarded: they go as they came.
+        Before the first sending also what compares with an earlier result that does not hold any more. None of images
+        that are forwarded: they go as they came.
         """
         if "forwards" in claim.route:
             return []
         newest = read_instance(self._store, self._worklist.newest_image(claim)).header
-        return [(one, newest) for one in objects if not self._says(one, newest)]
+        return [(one, newest) for one in objects if not self._says(claim, one, newest, was_sent=was_sent)]
 
-    def _says(self, frozen: FrozenObject, newest: Dataset) -> bool:
+    def _says(self, claim: Claim, frozen: FrozenObject, newest: Dataset, *, was_sent: bool) -> bool:
         """Tell whether an object says of patient and study what an image does; its pixels are not read."""
         with self._store.open(frozen.key) as file:
-            again = encode(restate(pydicom.dcmread(file, stop_before_pixels=True), newest))
+            ds = pydicom.dcmread(file, stop_before_pixels=True)
+            again = encode(restate(ds, newest, prior_holds=was_sent or self._prior_holds(claim, ds)))
             end = file.tell()
             file.seek(0)
             return file.read(end) == again
@@ -225,8 +271,20 @@ class Delivery:
         """Build an object anew with the patient's and the study's attributes of an image; gives its key."""
         key = result_key(claim.item, claim.attempt, frozen.sop_instance_uid)
         with self._store.open(frozen.key) as file:
-            self._store.put(key, encode(restate(pydicom.dcmread(file), newest)))
+            ds = pydicom.dcmread(file)
+            self._store.put(key, encode(restate(ds, newest, prior_holds=self._prior_holds(claim, ds))))
         return key
+
+    def _prior_holds(self, claim: Claim, ds: Dataset) -> bool:
+        """Tell whether the earlier result that an object compares with, if it does, is what it was taken for."""
+        report = priors.compared_with(ds)
+        if report is None:
+            return True
+        image = self._priors.image(claim, report)
+        try:
+            return image is not None and priors.names_day(ds, study_day(read_instance(self._store, image).header))
+        except (StoreError, UnreadableError):  # it costs the comparison, never the result
+            return False
 
     def _outgoing(self, frozen: FrozenObject) -> Outgoing:
         return Outgoing(frozen.sop_class_uid, frozen.sop_instance_uid, partial(self._store.open, frozen.key))
@@ -235,6 +293,16 @@ class Delivery:
         """Seconds until the next attempt: doubling, with jitter so that many do not come at once."""
         wait = min(self._settings.longest_wait, self._settings.first_wait * 2.0 ** min(attempt - 1, 30))
         return wait * random.uniform(0.8, 1.2)  # noqa: S311  no secret
+
+
+def _of_all(refusals: Sequence[DicomaiError], offered: int) -> DicomaiError:
+    """Make one error of those for the images that did not go: one after which another attempt may help, if any is.
+
+    What was accepted is there, and only what is left is offered again.
+    """
+    hopeful = [error for error in refusals if error.retryable]
+    first = (hopeful or refusals)[0]
+    return type(first)(f"{len(refusals)} of {offered} images were not accepted, the others were: {first}")
 
 
 class _Circuit:

@@ -219,6 +219,8 @@ def decompress(ds: FileDataset) -> None:
         _check_codestream(codestream, ds)
     plugin = _plugin(UID(ds.file_meta.TransferSyntaxUID))
     decompressed(ds, as_rgb=is_lossy(ds), generate_instance_uid=False, decoding_plugin=plugin)
+    if len(ds.PixelData) != _native_length(ds):  # decoders give a sample of up to 8 bits one byte, whatever the header
+        raise ValueError(f"its pixel data are {len(ds.PixelData)} bytes, and not {_native_length(ds)}")
 
 
 def _codestreams(ds: FileDataset) -> list[bytes]:

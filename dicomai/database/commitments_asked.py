@@ -11,7 +11,8 @@ from sqlalchemy.orm import Session
 from dicomai.database import audit
 from dicomai.database.engine import Database
 from dicomai.database.tables import Acceptance, AskedCommitment, ResultObject, Workitem
-from dicomai.database.worklist import Claim, fenced, put_off
+from dicomai.database.transitions import put_off
+from dicomai.database.worklist import Claim, fenced
 from dicomai.workitem import State
 
 _ACTOR = "delivery"

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 
@@ -10,8 +10,8 @@ from dicomai.database import audit, commitments_asked, holds
 from dicomai.database.engine import Database
 from dicomai.database.results import FrozenObject, objects_of
 from dicomai.database.tables import Acceptance, Result, Workitem
-from dicomai.database.transitions import cancel
-from dicomai.database.worklist import Claim, fenced, put_off
+from dicomai.database.transitions import cancel, put_off
+from dicomai.database.worklist import Claim, fenced
 from dicomai.workitem import Kind, State
 
 
@@ -142,13 +142,14 @@ class Deliveries:
             item.looks += 1
             put_off(session, self._db.now(session), item, claim.owner, seconds, reason)
 
-    def mismatched(self, claim: Claim, seconds: float, said: str) -> bool:
+    def mismatched(self, claim: Claim, pauses: tuple[float, float], said: str) -> bool:
         """Hold a delivery whose destination shows its study as another patient's, unless a person vouched for that.
 
         Args:
             claim: the delivery, of which nothing is accepted yet.
-            seconds: until the destination is asked again; that is no attempt to send.
-            said: in a sentence that is the same as long as the same attributes differ.
+            pauses: the least and the most seconds until the destination is asked again, which is no attempt to send; as
+                long as it is held already, between them.
+            said: in a sentence that is the same as long as the same patient is shown.
 
         Returns:
             False if it goes on.
@@ -160,10 +161,17 @@ class Deliveries:
             item = fenced(session, claim)
             if item.vouched == said:
                 return False
-            item.mismatch = said
-            item.hold = holds.why(session, item) or said
+            now, (least, most) = self._db.now(session), pauses
             item.looks += 1
-            put_off(session, self._db.now(session), item, claim.owner, seconds, said)
+            why = holds.why(session, item) or said
+            if item.hold == item.mismatch == why:  # nothing is new, and nothing of it in the audit
+                held = (now - item.changed_at).total_seconds()
+                item.reason = why
+                item.due_at = now + timedelta(seconds=min(max(least, held), most))
+                item.lease_owner = item.lease_expires = None
+                return True
+            item.hold, item.mismatch = why, said
+            put_off(session, now, item, claim.owner, least, said)
             return True
 
     def orphaned(self, known: Sequence[str], actor: str) -> int:

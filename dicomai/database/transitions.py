@@ -1,6 +1,6 @@
 """Moves of a workitem from state to state: legal ones only, each with its audit row."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -24,6 +24,21 @@ def move(session: Session, now: datetime, item: Workitem, state: State, actor: s
     item.reason = reason
     item.changed_at = now
     audit.record(session, now, actor, state.value, workitem=item.id, study=item.study_id, detail=reason)
+
+
+def put_off(session: Session, now: datetime, item: Workitem, actor: str, seconds: float, reason: str) -> None:
+    """Let an item that is under way wait, without a lease."""
+    move(session, now, item, State.IN_PROGRESS, actor, reason)
+    item.due_at = now + timedelta(seconds=seconds)
+    item.lease_owner = item.lease_expires = None
+
+
+def complete(session: Session, now: datetime, item: Workitem, actor: str, remark: str = "") -> None:
+    """End an item with a result."""
+    move(session, now, item, State.COMPLETED, actor, remark)
+    item.progress = 100
+    item.hold = ""  # a doubt that arose meanwhile holds the deliveries
+    item.lease_owner = item.lease_expires = None
 
 
 def cancel(session: Session, now: datetime, item: Workitem, actor: str, reason: str) -> None:

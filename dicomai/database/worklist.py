@@ -1,5 +1,6 @@
 """The worklist as workers see it: claim under a lease, heartbeat, finish; every step names its attempt."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -10,11 +11,11 @@ from sqlalchemy.orm import Session
 
 from dicomai.database import audit, holds, withdrawals
 from dicomai.database.engine import Database
-from dicomai.database.planning import Image, images_of
+from dicomai.database.planning import Image, images_of, newest_of
 from dicomai.database.rejections import rejected_input
-from dicomai.database.results import FrozenObject, keep, objects_of, schedule_delivery, wants
+from dicomai.database.results import FrozenObject, keep, left_out, objects_of, outdated, schedule_delivery, wants
 from dicomai.database.tables import Acceptance, Instance, Result, ResultObject, Series, Version, Workitem
-from dicomai.database.transitions import cancel, move
+from dicomai.database.transitions import cancel, complete, move, put_off
 from dicomai.errors import StaleAttemptError, WorklistError
 from dicomai.workitem import Kind, State
 
@@ -87,7 +88,8 @@ class Worklist:
             item.lease_owner = owner
             item.lease_expires = now + timedelta(seconds=lease)
             item.progress = 0
-            move(session, now, item, State.IN_PROGRESS, owner, f"attempt {item.attempt}")
+            if not item.hold:  # what is held is looked at again and again, and that is no news
+                move(session, now, item, State.IN_PROGRESS, owner, f"attempt {item.attempt}")
             item.reason = ""
             return Claim(
                 item.id, item.attempt, item.study.trace, item.study_id, item.route, item.digest,
@@ -196,7 +198,7 @@ class Worklist:
             item = fenced(session, claim)
             now = self._db.now(session)
             keep(session, now, item, objects)
-            _complete(session, now, item, claim.owner, remark)
+            complete(session, now, item, claim.owner, remark)
             for name in destinations:
                 schedule_delivery(session, now, item, name, claim.owner, (wanted or {}).get(name))
 
@@ -207,6 +209,7 @@ class Worklist:
             taken = set(
                 session.scalars(sa.select(Acceptance.result_object_id).where(Acceptance.workitem_id == item.id))
             )
+            taken |= outdated(session, item)
             return [o for o in objects_of(session, item.result_id or 0) if o.id not in taken and wants(item, o.output)]
 
     def whole(self, claim: Claim) -> list[FrozenObject]:
@@ -263,7 +266,8 @@ class Worklist:
             if result.first_sent_at is None:
                 result.first_sent_at = now
             if item.mismatch:  # which has passed, else this would not be called
-                audit.record(session, now, claim.owner, "let go", workitem=item.id, study=item.study_id)
+                detail = f"attempt {claim.attempt}"
+                audit.record(session, now, claim.owner, "let go", workitem=item.id, study=item.study_id, detail=detail)
             item.hold = item.mismatch = ""
             return True
 
@@ -308,9 +312,13 @@ class Worklist:
                 .where(Acceptance.workitem_id == item.id)
                 .order_by(Acceptance.result_object_id)
             ).all()
-            warnings = filter(None, (text for row in rows for text in row))
-            now = self._db.now(session)
-            _complete(session, now, item, claim.owner, "; ".join(warnings))
+            warnings = Counter(text for row in rows for text in row if text)
+            said = (text if count == 1 else f"{text} ({count} objects)" for text, count in warnings.items())
+            now, left = self._db.now(session), left_out(session, item)
+            if left and not rows:
+                cancel(session, now, item, claim.owner, left)
+                return
+            complete(session, now, item, claim.owner, "; ".join(filter(None, (left, *said))))
             if withdraw_superseded:
                 withdrawals.withdraw_superseded(session, now, item, claim.owner)
 
@@ -397,8 +405,8 @@ def _claimable(kind: Kind, now: datetime, destination: str | None) -> sa.Select[
     abandoned = sa.and_(Workitem.state == State.IN_PROGRESS.value, Workitem.lease_expires < now)
     query = sa.select(Workitem).where(
         Workitem.kind == kind.value,
-        # What is held for a mismatch alone is asked again by and by whether that has passed.
-        sa.or_(Workitem.hold == "", Workitem.hold == Workitem.mismatch),
+        # A delivery that is held for a mismatch alone is asked again by and by whether that has passed.
+        Workitem.hold.in_(["", Workitem.mismatch]) if kind is Kind.DELIVERY else Workitem.hold == "",
         sa.or_(scheduled, waiting, abandoned),
     )
     if destination is not None:
@@ -406,18 +414,12 @@ def _claimable(kind: Kind, now: datetime, destination: str | None) -> sa.Select[
     return query.order_by(Workitem.priority, Workitem.due_at, Workitem.id).limit(1).with_for_update(skip_locked=True)
 
 
-def put_off(session: Session, now: datetime, item: Workitem, actor: str, seconds: float, reason: str) -> None:
-    """Let an item that is under way wait, without a lease."""
-    move(session, now, item, State.IN_PROGRESS, actor, reason)
-    item.due_at = now + timedelta(seconds=seconds)
-    item.lease_owner = item.lease_expires = None
-
-
 def newest_image(session: Session, item: Workitem) -> Image:
     """Give the image that came last of those that an item, or the result that it delivers, is about."""
-    inputs = holds.origin_of(session, item).inputs
-    images = [image for i in inputs for image in images_of(session, i.series_id, frozenset(i.sop_instance_uids))]
-    return max(images, key=lambda image: (image.received_at, image.sop_instance_uid))
+    wanted: dict[int, set[str]] = {}
+    for given in holds.origin_of(session, item).inputs:
+        wanted.setdefault(given.series_id, set()).update(given.sop_instance_uids)
+    return newest_of(session, wanted)
 
 
 def fenced(session: Session, claim: Claim) -> Workitem:
@@ -439,10 +441,3 @@ def fenced(session: Session, claim: Claim) -> Workitem:
     if item is None:
         raise StaleAttemptError(f"Attempt {claim.attempt} of workitem {claim.item} is over; it changes nothing.")
     return item
-
-
-def _complete(session: Session, now: datetime, item: Workitem, actor: str, remark: str = "") -> None:
-    move(session, now, item, State.COMPLETED, actor, remark)
-    item.progress = 100
-    item.hold = ""  # a doubt that arose meanwhile holds the deliveries
-    item.lease_owner = item.lease_expires = None

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import BinaryIO, Protocol, runtime_checkable
 
-from dicomai.errors import UnreadableError
+from dicomai.errors import DicomaiError, NotAdmittedError, NotKeptError, RejectedError, StoreError, UnreadableError
 from dicomai.filemeta import read_meta
 from dicomai.study import UNREADABLE, Identity
 
@@ -29,11 +29,17 @@ class Outgoing:
         """Transfer Syntax UID (0002,0010), read when it is first asked for.
 
         Raises:
-            UnreadableError: the file does not say it.
+            StoreError: the file cannot be read.
+            UnreadableError: it does not say it.
         """
         try:
             with self.open() as file:
                 return str(read_meta(file).TransferSyntaxUID)
+        except (OSError, MemoryError) as error:
+            raise StoreError(
+                f"SOP Instance {self.sop_instance_uid} cannot be read ({type(error).__name__}): another attempt may"
+                " succeed; look at the storage folder if this goes on."
+            ) from error
         except UNREADABLE as error:
             raise UnreadableError(
                 f"SOP Instance {self.sop_instance_uid} is no DICOM file that says its transfer syntax"
@@ -44,6 +50,33 @@ class Outgoing:
 Accepted = Callable[[Outgoing, int, str], None]
 """Called as soon as the destination has accepted an object: the object, the status (0x0000, a warning, or 0x0111 for
 what was found there), what the status means ('' for success)."""
+
+
+Refused = Callable[[Outgoing, DicomaiError], None]
+"""Called with an object that cannot be handed over, and why; what comes after it is offered all the same."""
+
+
+def offer(
+    outgoing: Outgoing, store: Callable[[Outgoing], tuple[int, str]], accepted: Accepted, refused: Refused | None
+) -> None:
+    """Offer an object.
+
+    Args:
+        outgoing: the object.
+        store: hands it over; gives the status and what that means.
+        accepted: called where it was taken.
+        refused: called where it was not, for a reason of its own; without it that reason is raised.
+    """
+    try:
+        status, meaning = store(outgoing)
+    except NotAdmittedError:  # which is the fault of no object
+        raise
+    except (RejectedError, NotKeptError, StoreError, UnreadableError) as error:
+        if refused is None:
+            raise
+        refused(outgoing, error)
+    else:
+        accepted(outgoing, status, meaning)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +137,14 @@ class Destination(Protocol):
             UnreachableError: it cannot.
         """
 
-    def send(self, objects: Sequence[Outgoing], accepted: Accepted) -> None:
+    def send(self, objects: Sequence[Outgoing], accepted: Accepted, refused: Refused | None = None) -> None:
         """Send objects in the order given; the first that is not accepted ends it, later ones are not sent.
 
         Args:
             objects: what refers to others comes last.
             accepted: called after each object that was accepted.
+            refused: where it is given, what is not accepted for a reason of its own, or cannot be read, is told to it,
+                and later ones are sent.
 
         Raises:
             NoAssociationError: no association could be had for now; nothing was sent.

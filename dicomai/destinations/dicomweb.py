@@ -13,12 +13,12 @@ from urllib.parse import urlencode
 from pydicom.uid import UID
 
 from dicomai.config import DicomwebDestination, TlsSettings
-from dicomai.destinations.base import Accepted, Asked, Outgoing
+from dicomai.destinations.base import Accepted, Asked, Outgoing, Refused, offer
 from dicomai.destinations.dimse.find import FEWEST_LISTED, Place
 from dicomai.destinations.dimse.storage import Answer
 from dicomai.destinations.filing import blocks, size
 from dicomai.destinations.web import Reply, Server
-from dicomai.errors import DeliveryError, NotAdmittedError, NotKeptError, RejectedError
+from dicomai.errors import DeliveryError, NotAdmittedError, NotKeptError, RejectedError, UnreachableError
 from dicomai.study import IDENTITY, Identity
 
 _TAGS = {
@@ -156,14 +156,20 @@ class Dicomweb:
             RejectedError: the server offers no such search, or refuses it.
         """
         try:
-            found = self._search("studies", {"StudyInstanceUID": study_instance_uid}, *IDENTITY)
+            found = self._matches(
+                "studies", {"StudyInstanceUID": study_instance_uid, "includefield": ",".join(IDENTITY)}
+            )
         except NotAdmittedError:
             raise
         except RejectedError as error:
             raise RejectedError(f"Whose the study is there cannot be asked (check_patient): {error}") from error
-        return list(dict.fromkeys(map(_identity, found)))
+        if not all(isinstance(match, dict) for match in found):  # it is about this study, and may forbid to send
+            raise UnreachableError(f"{self._server} gave an answer on a study that cannot be read: see its log.")
+        # Some leave out what they were asked by.
+        about = [match for match in found if _texts(match, "StudyInstanceUID") in ([study_instance_uid], [])]
+        return list(dict.fromkeys(map(_identity, about)))
 
-    def send(self, objects: Sequence[Outgoing], accepted: Accepted) -> None:
+    def send(self, objects: Sequence[Outgoing], accepted: Accepted, refused: Refused | None = None) -> None:
         """Store objects in the order given, each by a request of its own, byte for byte.
 
         Raises:
@@ -173,8 +179,7 @@ class Dicomweb:
             RejectedError: the server refuses us or an object for good.
         """
         for outgoing in objects:
-            status, meaning = self._store(outgoing)
-            accepted(outgoing, status, meaning)
+            offer(outgoing, self._store, accepted, refused)
 
     def _store(self, outgoing: Outgoing) -> tuple[int, str]:
         """Store an object; gives the status and what it means once the server has it."""
@@ -294,9 +299,9 @@ class Dicomweb:
             if len(found) == before or len(page) < _PAGE or len(found) > _MOST_LISTED:
                 return frozenset(found)
 
-    def _search(self, level: str, keys: Mapping[str, str], *wanted: str) -> list[object]:
+    def _search(self, level: str, keys: Mapping[str, str]) -> list[object]:
         """Search at a level, and give the matches that are what was asked for: some servers pass over keys."""
-        found = self._matches(level, {**keys, **({"includefield": ",".join(wanted)} if wanted else {})})
+        found = self._matches(level, keys)
         own = "StudyInstanceUID" if level == "studies" else "SOPInstanceUID"
         return [
             match

@@ -18,7 +18,9 @@ from dicomai.errors import (
     NotAdmittedError,
     NotKeptError,
     RejectedError,
+    StoreError,
     UnreachableError,
+    UnreadableError,
 )
 
 _MEDIA_STORAGE_DIRECTORY = "1.2.840.10008.1.3.10"
@@ -63,8 +65,8 @@ def send_files(
 ) -> list[SentFile]:
     """Send DICOM files as they are, over as few associations as 128 presentation contexts allow.
 
-    A file that is refused does not keep the next from being sent; a connection that breaks ends the sending. A data
-    set is encoded anew only where the destination does not take its transfer syntax.
+    A file that is refused, or is not there any more, does not keep the next from being sent; a connection that breaks
+    ends the sending. A data set is encoded anew only where the destination does not take its transfer syntax.
 
     Args:
         paths: files, and folders in which every file is meant.
@@ -86,17 +88,19 @@ def send_files(
     files, outcomes = _look_through(paths)
     unreadable = len(outcomes)
     note = _noting(outcomes, len(files) + unreadable, progress)
-    for batch in batches(files):
+    while left := files[len(outcomes) - unreadable :]:
         try:
+            batch = next(batches(left))
             with associate(peer, contexts_of(batch)) as link:
                 for file in cast("list[_File]", batch):
                     note(_send(link, file))
+        except StoreError as error:  # maybe in the middle of it: the next ones go over another association
+            note(SentFile(files[len(outcomes) - unreadable].path, None, str(error), is_accepted=False))
         except DeliveryError as error:
             if len(outcomes) == unreadable and not isinstance(error, _BrokenError):
                 raise
             for file in files[len(outcomes) - unreadable :]:
                 note(SentFile(file.path, None, str(error), is_accepted=False))
-            break
     return outcomes
 
 
@@ -124,6 +128,8 @@ def send_each(paths: Iterable[Path], destination: Destination, *, progress: Prog
     for number, file in enumerate(files):
         try:
             note(_hand_over(destination, file))
+        except (StoreError, UnreadableError) as error:
+            note(SentFile(file.path, None, str(error), is_accepted=False))
         except (UnreachableError, RejectedError) as error:
             is_away = isinstance(error, NoAssociationError | NotAdmittedError)
             if isinstance(error, RejectedError | NotKeptError) and not is_away:
@@ -181,8 +187,8 @@ def _look_through(paths: Iterable[Path]) -> tuple[list[_File], list[SentFile]]:
             try:
                 meta = read_file_meta_info(path)
                 sop_class_uid, sop_instance_uid = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
-                _ = meta.TransferSyntaxUID
                 file = _File(str(sop_class_uid), str(sop_instance_uid), _opener(path), path)
+                vars(file)["transfer_syntax_uid"] = str(meta.TransferSyntaxUID)  # it is read once
             except (InvalidDicomError, AttributeError, EOFError, OSError, ValueError, KeyError) as error:
                 reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is no DICOM file"
                 outcomes.append(SentFile(path, None, f"not sent: {reason}", is_accepted=False))
@@ -193,7 +199,13 @@ def _look_through(paths: Iterable[Path]) -> tuple[list[_File], list[SentFile]]:
 
 
 def _opener(path: Path) -> Callable[[], BinaryIO]:
-    return lambda: path.open("rb")
+    def opened() -> BinaryIO:
+        try:
+            return path.open("rb")
+        except OSError as error:
+            raise StoreError(f"not sent: {error.strerror or type(error).__name__}") from error
+
+    return opened
 
 
 def _walk(path: Path) -> Iterator[Path]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dicomai.config import FolderDestination
-from dicomai.destinations.base import Accepted, Outgoing
+from dicomai.destinations.base import Accepted, Outgoing, Refused, offer
 from dicomai.destinations.filing import Filed, Files, same
 from dicomai.errors import RejectedError, UnreachableError
 
@@ -21,7 +21,7 @@ class Folder(Files[FolderDestination]):
     def reach(self) -> None:
         """Do nothing: whether a folder can be written, writing shows."""
 
-    def send(self, objects: Sequence[Outgoing], accepted: Accepted) -> None:
+    def send(self, objects: Sequence[Outgoing], accepted: Accepted, refused: Refused | None = None) -> None:
         """Write objects in the order given, each under a temporary name first; one that is there already is left.
 
         Raises:
@@ -29,15 +29,18 @@ class Folder(Files[FolderDestination]):
             RejectedError: a UID cannot be a file name, or another object has this one's UID.
         """
         for outgoing in objects:
-            target = self._target(outgoing)
-            try:
-                self._write(outgoing, target)
-            except OSError as error:
-                raise UnreachableError(
-                    f"Destination '{self.name}' could not write {outgoing.sop_instance_uid} into its folder"
-                    f" ({error.strerror or type(error).__name__}): check that it is mounted, writable and not full."
-                ) from error
-            accepted(outgoing, 0x0000, "")
+            offer(outgoing, self._store, accepted, refused)
+
+    def _store(self, outgoing: Outgoing) -> tuple[int, str]:
+        target = self._target(outgoing)
+        try:
+            self._write(outgoing, target)
+        except OSError as error:
+            raise UnreachableError(
+                f"Destination '{self.name}' could not write {outgoing.sop_instance_uid} into its folder"
+                f" ({error.strerror or type(error).__name__}): check that it is mounted, writable and not full."
+            ) from error
+        return 0x0000, ""
 
     def _target(self, outgoing: Outgoing) -> Path:
         return self._settings.path.joinpath(*Filed.of(outgoing, self.name).parts)

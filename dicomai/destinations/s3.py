@@ -15,7 +15,7 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
 from dicomai.config import S3Destination, TlsSettings
-from dicomai.destinations.base import Accepted, Asked, Outgoing
+from dicomai.destinations.base import Accepted, Asked, Outgoing, Refused, offer
 from dicomai.destinations.filing import Filed, Files, blocks, size
 from dicomai.destinations.web import Reply, Server
 from dicomai.errors import DeliveryError, NotAdmittedError, NotKeptError, RejectedError, UnreachableError
@@ -142,7 +142,7 @@ class S3(Files[S3Destination]):
             raise NotAdmittedError(f"{self._server} answered a list with something else: check url, then retry.")
         return Asked(seconds)
 
-    def send(self, objects: Sequence[Outgoing], accepted: Accepted) -> None:
+    def send(self, objects: Sequence[Outgoing], accepted: Accepted, refused: Refused | None = None) -> None:
         """Put objects in the order given, each in one piece, and look at it there; one that is there already is left.
 
         Raises:
@@ -153,16 +153,19 @@ class S3(Files[S3Destination]):
             RejectedError: a UID cannot be a name, another object has this one's UID, or it is too large.
         """
         for outgoing in objects:
-            key = self._prefix + "/".join(Filed.of(outgoing, self.name).parts)
-            with outgoing.open() as file:
-                self._store(outgoing, file, key)
-            accepted(outgoing, 0x0000, "")
+            offer(outgoing, self._store, accepted, refused)
 
     @property
     def _prefix(self) -> str:
         return f"{self._settings.prefix}/" if self._settings.prefix else ""
 
-    def _store(self, outgoing: Outgoing, file: BinaryIO, key: str) -> None:
+    def _store(self, outgoing: Outgoing) -> tuple[int, str]:
+        key = self._prefix + "/".join(Filed.of(outgoing, self.name).parts)
+        with outgoing.open() as file:
+            self._keep(outgoing, file, key)
+        return 0x0000, ""
+
+    def _keep(self, outgoing: Outgoing, file: BinaryIO, key: str) -> None:
         what = f"SOP Instance {outgoing.sop_instance_uid}"
         content = _Content.of(file)
         is_same = self._is_same(key, content, what)

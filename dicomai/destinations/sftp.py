@@ -7,13 +7,14 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import PurePosixPath
 from typing import BinaryIO
 
 import paramiko
 
 from dicomai.config import SftpDestination
-from dicomai.destinations.base import Accepted, Outgoing
+from dicomai.destinations.base import Accepted, Outgoing, Refused, offer
 from dicomai.destinations.filing import Filed, Files, same, size
 from dicomai.errors import (
     ConfigurationError,
@@ -76,7 +77,7 @@ class Sftp(Files[SftpDestination]):
         with self._session():
             return time.monotonic() - start
 
-    def send(self, objects: Sequence[Outgoing], accepted: Accepted) -> None:
+    def send(self, objects: Sequence[Outgoing], accepted: Accepted, refused: Refused | None = None) -> None:
         """Write objects in the order given, each under a temporary name first; one that is there already is left.
 
         Raises:
@@ -85,11 +86,13 @@ class Sftp(Files[SftpDestination]):
             NotAdmittedError: the host key is not the one that is known, or the server does not let us in.
             RejectedError: a UID cannot be a file name, or another object has this one's UID.
         """
-        files = [(outgoing, self._settings.path.joinpath(*Filed.of(outgoing, self.name).parts)) for outgoing in objects]
         with self._session() as sftp:
-            for outgoing, target in files:
-                self._write(sftp, outgoing, target)
-                accepted(outgoing, 0x0000, "")
+            for outgoing in objects:
+                offer(outgoing, partial(self._store, sftp), accepted, refused)
+
+    def _store(self, sftp: paramiko.SFTPClient, outgoing: Outgoing) -> tuple[int, str]:
+        self._write(sftp, outgoing, self._settings.path.joinpath(*Filed.of(outgoing, self.name).parts))
+        return 0x0000, ""
 
     def _write(self, sftp: paramiko.SFTPClient, outgoing: Outgoing, target: PurePosixPath) -> None:
         try:

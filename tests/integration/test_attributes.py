@@ -17,7 +17,7 @@ from pydicom.valuerep import PersonName
 from structlog.testing import capture_logs
 
 from dicomai.config import DicomwebDestination, SourceSettings
-from dicomai.database.tables import Result
+from dicomai.database.tables import Audit, Result
 from dicomai.database.withdrawals import Withdrawals
 from dicomai.destinations import Dicomweb, Outgoing
 from dicomai.destinations.base import Knowing, Searchable
@@ -73,10 +73,14 @@ class TestAnotherPatient:
         with Pacs().open() as pacs, capture_logs() as logs:
             pacs.shows(OURS | UTF8 | {"PatientID": "SOMEBODY", "PatientName": "Else^Some"})
             lane = bed.delivery(pacs.destination(check_patient=True), attempts=2)
-            for _ in range(3):  # it may take any number of questions
+            first = 0
+            for wait in (601, 700, 1400):  # it may take any number of questions, which come ever less
                 assert lane.step()
+                first = first or len(bed.rows(Audit))
+                assert len(bed.rows(Audit)) == first  # for nothing is new
+                bed.turn(wait - 200)
                 assert not lane.step()
-                bed.turn(601)
+                bed.turn(200)
             row = delivery(bed)
             assert (row.state, row.lease_owner, pacs.server.received) == (State.IN_PROGRESS, None, [])
             assert "PatientID, PatientName differ" in row.hold
@@ -87,6 +91,9 @@ class TestAnotherPatient:
         row = delivery(bed)
         assert (row.state, row.hold, row.mismatch, classes(pacs)) == (State.COMPLETED, "", "", [SEG, SR])
         assert [one.workitem_id for one in audited(bed, "let go")] == [row.id]
+        assert {line["reason"].partition(": ")[2] for line in said_of(logs, "held for a person")} == {
+            "PatientID, PatientName differ"
+        }
         assert {"SOMEBODY", "Else", "P0"}.isdisjoint(str(logs).replace("'", " ").split())
         (query, *_) = pacs.queries
         assert (query.QueryRetrieveLevel, query.StudyInstanceUID, query.PatientID) == ("STUDY", STUDY, "")
@@ -116,6 +123,10 @@ class TestAnotherPatient:
             assert bed.overview.release(delivery(bed).id, "person/x") == ""
             assert [row.detail for row in audited(bed, "released")] == [read]
             pacs.shows({"PatientID": "SOMEBODY", "PatientBirthDate": "19000101"})  # which nobody has read
+            lane.step()
+            assert "PatientBirthDate, PatientID differ" in delivery(bed).hold
+            assert bed.overview.release(delivery(bed).id, "person/x") == ""
+            pacs.shows({"PatientID": "A THIRD ONE", "PatientBirthDate": "19000101"})  # who differs in the same
             lane.step()
             assert "PatientBirthDate, PatientID differ" in delivery(bed).hold
             assert bed.overview.release(delivery(bed).id, "person/x") == ""
@@ -220,6 +231,7 @@ SAME: dict[str, list[dict[str, Any]]] = {
 OTHER: dict[str, tuple[list[dict[str, Any]], str]] = {
     "in two": ([OURS | UTF8, {"PatientID": "X"}], "PatientID"),
     "without an ID, of another name": ([{"PatientID": "", "PatientName": "Else^Some"}], "PatientName"),
+    "in an answer that leaves out whose study it is": ([{"PatientID": "X", "StudyInstanceUID": ""}], "PatientID"),
     "of another date of birth": ([{"PatientID": "P0", "PatientBirthDate": "19501230"}], "PatientBirthDate"),
 }
 
@@ -260,6 +272,17 @@ class TestOddAnswers:
             again.delivery(pacs.destination(check_patient=True)).step()
         assert f" {keyword} differ" in delivery(again, -1).hold
         assert pacs.server.received == []
+
+    def test_an_answer_that_cannot_be_read_is_no_leave_to_send(
+        self, again: Bed, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with Pacs().open() as pacs:
+            pacs.shows(OURS | UTF8)
+            monkeypatch.setattr("pynetdicom.association.decode", lambda *_: 1 / 0)  # no library encodes such an answer
+            again.delivery(pacs.destination(check_patient=True)).step()
+        row = delivery(again, -1)
+        assert (row.state, pacs.server.received) == (State.IN_PROGRESS, [])
+        assert "an answer on a study that cannot be read" in row.reason
 
     def test_a_pacs_that_gives_no_patient_id_is_named_in_the_log(self, again: Bed) -> None:
         with Pacs().open() as pacs, capture_logs() as logs:

@@ -121,13 +121,6 @@ def stub() -> Iterator[Stub]:
     made.server.server_close()
 
 
-@pytest.fixture
-def bed(tmp_path: Path) -> Iterator[Bed]:
-    made = Bed(tmp_path, f"sqlite:///{tmp_path / 'worklist.db'}")
-    yield made
-    made.close()
-
-
 def send(destination: Dicomweb, *objects: Outgoing) -> list[tuple[str, int, str]]:
     accepted: list[tuple[str, int, str]] = []
     destination.send(objects, lambda o, status, meaning: accepted.append((o.sop_instance_uid, status, meaning)))
@@ -147,9 +140,9 @@ def objects_of(count: int) -> list[Outgoing]:
 
 
 class TestOurOwnServer:
-    def test_objects_arrive_byte_for_byte_in_order(self, bed: Bed) -> None:
+    def test_objects_arrive_byte_for_byte_in_order(self, sqlite_bed: Bed) -> None:
         objects = objects_of(3)
-        with Web(bed, console={"token": TOKEN}).running() as web:
+        with Web(sqlite_bed, console={"token": TOKEN}).running() as web:
             there = DicomwebDestination(
                 type="dicomweb", name="node", url=f"http://{HOST}:{web.port}/dicomweb/", token=TOKEN
             )
@@ -174,11 +167,11 @@ class TestOurOwnServer:
             with pytest.raises(NotAdmittedError, match="401"):
                 send(stranger, objects[0])
 
-    def test_echo_and_send(self, bed: Bed, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_echo_and_send(self, sqlite_bed: Bed, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         for number, one in enumerate(objects_of(2)):
             (tmp_path / f"{number}.dcm").write_bytes(whole(one))
         (tmp_path / "none.dcm").write_bytes(b"no DICOM")
-        with Web(bed).running() as web:
+        with Web(sqlite_bed).running() as web:
             there = {"type": "dicomweb", "name": "node", "url": f"http://{HOST}:{web.port}/dicomweb"}
             settings = Settings.model_validate({"destination": [there]})
             assert wire.echo(settings, "node", as_json=False) == 0
@@ -466,66 +459,66 @@ class TestConnections:
 class TestDeliveries:
     @pytest.mark.parametrize(("code", "steps"), [(401, 20), (503, 5)])
     def test_who_answers_and_takes_nothing_is_waited_for_and_called_ever_less(
-        self, bed: Bed, stub: Stub, code: int, steps: int
+        self, sqlite_bed: Bed, stub: Stub, code: int, steps: int
     ) -> None:
-        analysed(bed)
+        analysed(sqlite_bed)
         stub.answers["POST"] = (code, b"")
-        lane = bed.delivery(stub.destination(token=SECRET), attempts=2)
+        lane = sqlite_bed.delivery(stub.destination(token=SECRET), attempts=2)
         sent = []
         for _ in range(steps):
             before = len(stub.asked)
             lane.step()
             sent.append(sum(line.startswith("POST") for line, *_ in stub.asked[before:]))
-            row = delivery(bed)
+            row = delivery(sqlite_bed)
             assert row.state == State.IN_PROGRESS
             assert f"answered {code} " in row.reason
-            bed.turn(150)
+            sqlite_bed.turn(150)
         assert sum(sent) > 2
         assert steps < 20 or sum(sent[10:]) < sum(sent[:10])
-        said = [[row.event for row in bed.rows(Audit)].count(event) for event in ("unreachable", "reachable")]
+        said = [[row.event for row in sqlite_bed.rows(Audit)].count(event) for event in ("unreachable", "reachable")]
         assert said == [1, 0]  # that it answers a search is no news while it takes nothing
-        stub.answers["POST"] = (200, stored_all(bed))
-        bed.turn(720)
+        stub.answers["POST"] = (200, stored_all(sqlite_bed))
+        sqlite_bed.turn(720)
         lane.step()
-        assert delivery(bed).state == State.COMPLETED
-        assert [row.event for row in bed.rows(Audit)].count("reachable") == 1
+        assert delivery(sqlite_bed).state == State.COMPLETED
+        assert [row.event for row in sqlite_bed.rows(Audit)].count("reachable") == 1
 
-    def test_what_waits_says_why_while_it_goes_on(self, bed: Bed, stub: Stub) -> None:
-        analysed(bed)
+    def test_what_waits_says_why_while_it_goes_on(self, sqlite_bed: Bed, stub: Stub) -> None:
+        analysed(sqlite_bed)
         stub.answers["POST"] = (401, b"")
-        lane = bed.delivery(stub.destination())
+        lane = sqlite_bed.delivery(stub.destination())
         lane.step()
-        bed.turn(73)
+        sqlite_bed.turn(73)
         assert lane._circuit.closed()
-        assert "check token" in delivery(bed).reason
+        assert "check token" in delivery(sqlite_bed).reason
 
-    def test_a_search_that_is_forbidden_ends_no_delivery_that_was_accepted(self, bed: Bed, stub: Stub) -> None:
-        analysed(bed)
-        stub.answers |= {"POST": (200, stored_all(bed)), "GET": (401, b"")}
-        lane = bed.delivery(stub.destination(verify="qido"), attempts=1)
+    def test_a_search_that_is_forbidden_ends_no_delivery_that_was_accepted(self, sqlite_bed: Bed, stub: Stub) -> None:
+        analysed(sqlite_bed)
+        stub.answers |= {"POST": (200, stored_all(sqlite_bed)), "GET": (401, b"")}
+        lane = sqlite_bed.delivery(stub.destination(verify="qido"), attempts=1)
         for _ in range(3):
             lane.step()
-            assert (delivery(bed).state, len(bed.rows(Acceptance))) == (State.IN_PROGRESS, 2)
-            assert "check token" in delivery(bed).reason
-            bed.turn(720)
+            assert (delivery(sqlite_bed).state, len(sqlite_bed.rows(Acceptance))) == (State.IN_PROGRESS, 2)
+            assert "check token" in delivery(sqlite_bed).reason
+            sqlite_bed.turn(720)
         assert sum(line.startswith("POST") for line, *_ in stub.asked) == 2
 
-    def test_what_was_filed_otherwise_is_there_and_alerts(self, bed: Bed, stub: Stub) -> None:
-        analysed(bed)
-        objects = [row.sop_instance_uid for row in bed.rows(ResultObject)]
-        stub.answers["POST"] = (202, stored_all(bed, **{"00081196": us(0xB000)}))
+    def test_what_was_filed_otherwise_is_there_and_alerts(self, sqlite_bed: Bed, stub: Stub) -> None:
+        analysed(sqlite_bed)
+        objects = [row.sop_instance_uid for row in sqlite_bed.rows(ResultObject)]
+        stub.answers["POST"] = (202, stored_all(sqlite_bed, **{"00081196": us(0xB000)}))
         elsewhere = [match(**{"0020000D": "1.2.3", "00080018": uid}) for uid in objects]
         stub.answers["GET"] = (200, json.dumps(elsewhere).encode())
-        bed.delivery(stub.destination(verify="qido")).step()
-        row = delivery(bed)
+        sqlite_bed.delivery(stub.destination(verify="qido")).step()
+        row = delivery(sqlite_bed)
         assert row.state == State.COMPLETED
-        assert row.reason.count("filed under another StudyInstanceUID") == 2
+        assert "filed under another StudyInstanceUID (2 objects)" in row.reason
         assert sum(line.startswith("POST") for line, *_ in stub.asked) == 2
 
 
-def stored_all(bed: Bed, **more: Any) -> bytes:
+def stored_all(sqlite_bed: Bed, **more: Any) -> bytes:
     """Answer for every object of the results at once: each request finds its own."""
-    items = [entry(row.sop_instance_uid, **more) for row in bed.rows(ResultObject)]
+    items = [entry(row.sop_instance_uid, **more) for row in sqlite_bed.rows(ResultObject)]
     return json.dumps({"00081199": {"vr": "SQ", "Value": items}}).encode()
 
 

@@ -1,9 +1,11 @@
 """C-STORE requests from memory to the socket, and what a peer may answer between: nothing is lost or mistaken."""
 
+import os
 import struct
 import time
 import tracemalloc
 from dataclasses import replace
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,14 @@ from pynetdicom.dsutils import encode
 from pynetdicom.events import Event
 
 from dicomai.config import FolderDestination
-from dicomai.destinations import open_destination
+from dicomai.destinations import open_destination, send_each, send_files
 from dicomai.destinations.dimse import commitment
 from dicomai.destinations.dimse.association import Peer, requested
 from dicomai.destinations.dimse.storage import StorageLink
-from dicomai.errors import UnreachableError
+from dicomai.destinations.files import SentFile
+from dicomai.errors import RejectedError, StoreError, UnreachableError
 from tests.dimse import scp, wait_until
-from tests.integration.test_destinations import outgoing, send, whole
+from tests.integration.test_destinations import changed, outgoing, send, whole
 from tests.integration.test_transcoding import storescp
 
 CONTEXT = 1
@@ -81,6 +84,62 @@ def test_an_object_is_sent_from_where_it_lies_and_is_never_in_memory(kind: str, 
         finally:
             tracemalloc.stop()
     assert peak < 8_000_000
+
+
+def test_a_data_set_begins_where_it_does_whatever_the_group_length_says() -> None:
+    (one,) = outgoing(1)
+    data = whole(one)
+    length = int.from_bytes(data[140:144], "little")
+    lying = data[:140] + (length + 12).to_bytes(4, "little") + data[144:]
+    with scp() as pacs:
+        send(pacs.destination(), [changed(one, lying)])
+    assert [received.data_set for received in pacs.received] == [data[144 + length :]]
+
+
+def test_nothing_is_no_data_set() -> None:
+    (one,) = outgoing(1)
+    head = whole(one)[: 144 + int.from_bytes(whole(one)[140:144], "little")]
+    with scp() as pacs, pytest.raises(RejectedError, match="has no data set"):
+        send(pacs.destination(), [changed(one, head)])
+    assert pacs.received == []
+
+
+def test_a_file_that_ends_while_it_is_sent_is_an_error_of_the_storage(tmp_path: Path) -> None:
+    (one,) = outgoing(1, size=400)
+    path = tmp_path / "one.dcm"
+    path.write_bytes(whole(one))
+
+    class Cut(BufferedReader):
+        def seek(self, offset: int, whence: int = 0) -> int:
+            at = super().seek(offset, whence)
+            if whence == os.SEEK_END:  # its length is known now
+                os.truncate(path, 4096)
+            return at
+
+    cut = replace(one, open=lambda: Cut(path.open("rb", buffering=0)))
+    with scp() as pacs, pytest.raises(StoreError, match="became shorter"):
+        send(pacs.destination(), [cut])
+    assert pacs.received == []
+
+
+def test_a_file_that_vanishes_on_the_way_keeps_no_other_from_being_sent(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{number}.dcm" for number in range(4)]
+    for path, one in zip(paths, outgoing(4), strict=True):
+        path.write_bytes(whole(one))
+
+    def meanwhile(_: SentFile, number: int, __: int) -> None:
+        if number == 1:
+            paths[1].unlink()
+            paths[2].write_bytes(b"")
+
+    with scp() as pacs:
+        outcomes = send_files(paths, pacs.destination(), calling_ae="X", timeout=5, progress=meanwhile)
+    assert [(o.path, o.is_accepted) for o in outcomes] == list(zip(paths, [True, False, False, True], strict=True))
+    assert "No such file" in outcomes[1].text
+    paths[3].rename(paths[1])
+    folder = FolderDestination(type="folder", name="out", path=tmp_path / "out")
+    there = open_destination(folder, calling_ae="X", timeout=5)
+    assert [o.is_accepted for o in send_each(paths[:2], there, progress=meanwhile)] == [True, False]
 
 
 def test_an_answer_may_come_in_pieces() -> None:

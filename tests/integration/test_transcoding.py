@@ -2,8 +2,10 @@
 
 import contextlib
 import os
+import struct
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -14,9 +16,11 @@ import pydicom
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from openjpeg import utils as openjpeg
 from pydicom.data import get_testdata_file
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
 from pydicom.filebase import DicomBytesIO
 from pydicom.filereader import read_dataset
 from pydicom.uid import (
@@ -32,7 +36,7 @@ from pydicom.uid import (
 from dicomai.config import DicomDestination
 from dicomai.destinations import Outgoing, send_files
 from dicomai.destinations.dimse.transcode import fallbacks, recode
-from dicomai.errors import RejectedError
+from dicomai.errors import RejectedError, StoreError
 from tests.dimse import HOST, free_port, is_listening, scp, wait_until
 from tests.integration.test_destinations import changed, outgoing, send, whole
 
@@ -255,6 +259,109 @@ def test_no_value_changes_in_either_direction(ds: Dataset, syntaxes: list[str]) 
     if target == ExplicitVRLittleEndian:
         assert again[0x0019100C].VR == "IS"
         assert again.get_item(0x00291001).VR == "UN"
+
+
+def compressed(ds: Dataset, frame: bytes) -> Outgoing:
+    """An image of one frame in JPEG 2000."""
+    ds.SOPClassUID, ds.SOPInstanceUID = CTImageStorage, "1.2.3"
+    ds.file_meta = pydicom.dataset.FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = JPEG2000Lossless
+    encapsulated(ds, frame)
+    buffer = BytesIO()
+    pydicom.dcmwrite(buffer, ds, enforce_file_format=True)
+    return Outgoing(CTImageStorage, "1.2.3", partial(BytesIO, buffer.getvalue()))
+
+
+def encapsulated(ds: Dataset, frame: bytes) -> None:
+    ds.PixelData = encapsulate([frame])
+    ds["PixelData"].VR = "OB"
+    ds["PixelData"].is_undefined_length = True
+
+
+def image(allocated: int, stored: int) -> Dataset:
+    ds = Dataset()
+    ds.Rows, ds.Columns, ds.SamplesPerPixel, ds.PhotometricInterpretation = 64, 80, 1, "MONOCHROME2"
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = allocated, stored, stored - 1, 0
+    return ds
+
+
+def frame_of(bits: int) -> bytes:
+    pixels = (np.arange(64 * 80) % (1 << bits)).astype(np.uint8).reshape(64, 80)
+    return bytes(openjpeg.encode_array(pixels, bits_stored=bits, photometric_interpretation=2))
+
+
+@pytest.mark.parametrize(("allocated", "stored"), [(16, 8), (1, 1)], ids=["8 bits in 16", "a binary mask"])
+def test_samples_that_come_out_of_another_size_than_the_header_says_are_not_sent(allocated: int, stored: int) -> None:
+    one = compressed(image(allocated, stored), frame_of(stored))
+    with scp(contexts=[(CTImageStorage, UNCOMPRESSED)]) as pacs, pytest.raises(RejectedError, match="allow its"):
+        send(pacs.destination(), [one])
+    assert pacs.received == []
+    fits = read(recode(compressed(image(8, 8), frame_of(8)), ExplicitVRLittleEndian), ExplicitVRLittleEndian)
+    assert len(fits.PixelData) == 64 * 80
+
+
+def test_no_fragments_are_left_in_what_is_uncompressed() -> None:
+    ds, icon = image(8, 8), image(8, 8)
+    encapsulated(icon, frame_of(8))
+    ds.IconImageSequence = [icon]
+    sent = read(recode(compressed(ds, frame_of(8)), ImplicitVRLittleEndian), ImplicitVRLittleEndian)
+    assert "IconImageSequence" not in sent
+    ds.ReferencedImageSequence = [icon]  # where nobody may leave it out
+    with pytest.raises(RejectedError, match="allow its"):
+        recode(compressed(ds, frame_of(8)), ImplicitVRLittleEndian)
+
+
+def test_what_cannot_be_read_for_now_is_no_fault_of_the_destination() -> None:
+    one = named(get_testdata_file("MR_small_RLE.dcm"))
+
+    class Broken(BytesIO):
+        fault: Exception = OSError(5, "Input/output error")
+
+        def read(self, *count: int | None) -> bytes:
+            if self.tell() >= 400 or count in {(), (-1,)}:
+                raise self.fault
+            return super().read(*count)
+
+    broken = replace(one, open=lambda: Broken(whole(one)))
+    assert broken.transfer_syntax_uid == RLELossless
+    for fault in (Broken.fault, MemoryError()):
+        Broken.fault = fault
+        with pytest.raises(StoreError, match="another attempt may"):
+            recode(broken, ExplicitVRLittleEndian)
+    with pytest.raises(StoreError, match=r"cannot be read \(FileNotFoundError\)"):
+        _ = replace(one, open=lambda: open("/nowhere", "rb")).transfer_syntax_uid  # noqa: PTH123, SIM115
+
+
+def implicit(*elements: tuple[int, int, bytes]) -> Outgoing:
+    """An object in Implicit VR, element by element."""
+    uid = ImplicitVRLittleEndian.encode() + b"\0"
+    head = struct.pack("<HH2sH", 2, 0x10, b"UI", len(uid)) + uid
+    body = b"".join(struct.pack("<HHL", g, e, len(v)) + v for g, e, v in ((8, 0x18, b"1.2.3\0"), *elements))
+    return Outgoing(CTImageStorage, "1.2.3", partial(BytesIO, bytes(128) + b"DICM" + head + body))
+
+
+def test_private_values_stay_what_they_are_whatever_a_dictionary_says_of_them() -> None:
+    told = [  # what it has as a sequence, as "US or SS", and as "OB_OW"
+        (0x2001, b"Philips Imaging DD 001", 0x5F, b"garbage!"),
+        (0x0027, b"FDMS 1.0", 0xA3, b"\1\0"),
+        (0x7019, b"TOSHIBA_MEC_OT3 ", 0x80, b"\1\0\2\0"),
+    ]
+    elements = [e for g, creator, at, v in told for e in ((g, 0x10, creator), (g, 0x1000 | at, v))]
+    sent = read(recode(implicit(*elements), ExplicitVRLittleEndian), ExplicitVRLittleEndian)
+    for group, _, at, value in told:
+        element = sent.get_item((group << 16) | 0x1000 | at, keep_deferred=True)
+        assert (element.VR, element.value) == ("UN", value)
+    odd = implicit((0x0019, 0x10, b"SIEMENS MR HEADER "), (0x0019, 0x100C, b" 1 s"))  # of VR IS
+    assert whole(odd)[-4:] == recode(odd, ExplicitVRLittleEndian)[-4:] == b" 1 s"
+
+
+@CUT_OFF
+def test_an_object_that_ends_within_a_sequence_does_not_become_a_shorter_one() -> None:
+    item = struct.pack("<HHL", 0xFFFE, 0xE000, 14) + struct.pack("<HHL", 8, 0x1155, 6) + b"1.2.3\0"
+    one = implicit((8, 0x1140, item))
+    assert len(read(recode(one, ExplicitVRLittleEndian), ExplicitVRLittleEndian).ReferencedImageSequence) == 1
+    with pytest.raises(RejectedError, match="allow its"):
+        recode(changed(one, whole(one)[:-6]), ExplicitVRLittleEndian)
 
 
 def test_of_what_no_decoder_here_understands_nothing_else_is_proposed() -> None:

@@ -3,14 +3,24 @@
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from dicomai.config import DicomDestination, TlsSettings
-from dicomai.destinations.base import Accepted, Outgoing, Reported
+from dicomai.destinations.base import Accepted, Outgoing, Refused, Reported, offer
 from dicomai.destinations.dimse import commitment
 from dicomai.destinations.dimse.association import Peer
 from dicomai.destinations.dimse.find import Finder, Place, finding
 from dicomai.destinations.dimse.storage import Answer, associate, batches, contexts_of
-from dicomai.errors import ConfigurationError, NoAssociationError, NotAdmittedError, NotKeptError, RejectedError
+from dicomai.errors import (
+    ConfigurationError,
+    DicomaiError,
+    NoAssociationError,
+    NotAdmittedError,
+    NotKeptError,
+    RejectedError,
+    StoreError,
+    UnreadableError,
+)
 from dicomai.study import Identity
 from dicomai.tls import client_args
 
@@ -137,7 +147,7 @@ class DimseDestination:
         with self._called():
             commitment.request(self._peer, objects, transaction_uid, reported, listens=listens)
 
-    def send(self, objects: Sequence[Outgoing], accepted: Accepted) -> None:
+    def send(self, objects: Sequence[Outgoing], accepted: Accepted, refused: Refused | None = None) -> None:
         """Send objects in the order given, over as few associations as 128 presentation contexts allow.
 
         Each goes in its own transfer syntax, byte for byte; in an uncompressed one where the destination does not take
@@ -157,11 +167,29 @@ class DimseDestination:
             accepted(outgoing, status, meaning)
             left.remove(outgoing)
 
+        def turned_down(outgoing: Outgoing, error: DicomaiError) -> None:
+            if refused is None:
+                raise error
+            refused(outgoing, error)
+            left.remove(outgoing)
+
+        for outgoing, error in _unreadable(objects) if refused is not None else ():
+            turned_down(outgoing, error)
         while left:
-            with self._called():
-                duplicate = self._send(next(batches(left)), took)
-            if duplicate is not None:
-                took(left[0], _DUPLICATE, self._looked_for(left[0], duplicate))
+            batch = next(batches(left))
+            try:
+                with self._called():
+                    duplicate = self._send(batch, took, turned_down, takes_all=refused is None)
+            except NotAdmittedError:
+                raise
+            except RejectedError as none_taken:  # no context of all that was proposed is accepted
+                for outgoing in batch:
+                    turned_down(outgoing, none_taken)
+            except StoreError as error:  # maybe in the middle of it: the next ones go over another association
+                turned_down(left[0], error)
+            else:
+                if duplicate is not None:
+                    offer(left[0], partial(self._duplicate, duplicate), took, turned_down)
 
     @contextlib.contextmanager
     def _finding(self, why_not: str) -> Iterator[Finder]:
@@ -180,6 +208,9 @@ class DimseDestination:
         except ConfigurationError as error:  # certificates are replaced one file after the other
             raise NoAssociationError(f"{self._peer} is not called: {error}") from error
 
+    def _duplicate(self, answer: Answer, outgoing: Outgoing) -> tuple[int, str]:
+        return _DUPLICATE, self._looked_for(outgoing, answer)
+
     def _looked_for(self, outgoing: Outgoing, duplicate: Answer) -> str:
         """Make sure that an object of which the destination says that it has it is there; gives what to say of it.
 
@@ -195,19 +226,34 @@ class DimseDestination:
             raise NotKeptError(f"{said} C-FIND does not show it there.")
         return f"{duplicate.meaning}; C-FIND shows it there{', ' if where else ''}{where}"
 
-    def _send(self, objects: Sequence[Outgoing], accepted: Accepted) -> Answer | None:
+    def _send(
+        self, objects: Sequence[Outgoing], accepted: Accepted, refused: Refused, *, takes_all: bool
+    ) -> Answer | None:
         """Send over one association; gives the answer to the first object that is said to be there already."""
         with associate(self._peer, contexts_of(objects)) as link:
-            for sop_class_uid, transfer_syntax_uid in {(o.sop_class_uid, o.transfer_syntax_uid): 0 for o in objects}:
+            kinds = dict.fromkeys((o.sop_class_uid, o.transfer_syntax_uid) for o in objects) if takes_all else {}
+            for sop_class_uid, transfer_syntax_uid in kinds:
                 link.taken_in(sop_class_uid, transfer_syntax_uid)
             for outgoing in objects:
-                answer = link.store(outgoing)
-                if answer.is_duplicate:
-                    return answer
-                if not answer.is_accepted:
-                    raise answer.error(f"SOP Instance {outgoing.sop_instance_uid}", self._peer)
-                accepted(outgoing, answer.status, answer.meaning)
+                try:
+                    answer = link.store(outgoing)
+                    if answer.is_duplicate:
+                        return answer
+                    if not answer.is_accepted:
+                        raise answer.error(f"SOP Instance {outgoing.sop_instance_uid}", self._peer)
+                except (RejectedError, NotKeptError) as error:
+                    refused(outgoing, error)
+                else:
+                    accepted(outgoing, answer.status, answer.meaning)
         return None
+
+
+def _unreadable(objects: Sequence[Outgoing]) -> Iterator[tuple[Outgoing, DicomaiError]]:
+    for outgoing in objects:
+        try:
+            _ = outgoing.transfer_syntax_uid
+        except (StoreError, UnreadableError) as error:
+            yield outgoing, error
 
 
 def echo(settings: DicomDestination, *, calling_ae: str, timeout: float, tls: TlsSettings | None = None) -> float:

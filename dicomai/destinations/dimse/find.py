@@ -96,8 +96,19 @@ class Finder:
             UnreachableError: the association broke, or the peer cannot answer for now.
             RejectedError: the peer refuses the query.
         """
-        found = self._find("STUDY", {"StudyInstanceUID": study_instance_uid}, *IDENTITY)
-        return list(dict.fromkeys(map(Identity.shown, found)))
+        taken = list[Identity]()
+
+        def take(answer: Dataset | None) -> None:
+            if answer is None:  # it is about this study, and may be what forbids to send
+                raise UnreachableError(f"{self._link.peer} gave an answer on a study that cannot be read: see its log.")
+            if _text(answer, "StudyInstanceUID") in {"", study_instance_uid}:  # some leave out what they were asked by
+                taken.append(Identity.shown(answer))
+
+        keys = {"StudyInstanceUID": study_instance_uid, **dict.fromkeys(IDENTITY, "")}
+        status, _ = self._ask("STUDY", keys, take, None)
+        if status != 0x0000:
+            raise _refused(self._link.peer, "STUDY", status)
+        return list(dict.fromkeys(taken))
 
     def lacks(self, study_instance_uid: str, series_instance_uid: str, images: int) -> bool:
         """Tell whether a series is not shown, or with fewer instances than that, where the peer counts them.

@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-import mmap
+import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ from pynetdicom.status import STORAGE_SERVICE_CLASS_STATUS
 from dicomai.destinations.base import Outgoing
 from dicomai.destinations.dimse import stream, transcode
 from dicomai.destinations.dimse.association import Link, Peer, requested
-from dicomai.errors import DeliveryError, NotKeptError, RejectedError, UnreachableError
+from dicomai.errors import DeliveryError, NotKeptError, RejectedError, StoreError, UnreachableError
 from dicomai.filemeta import read_meta
 from dicomai.rejection import KEY_OBJECT_SELECTION, RejectionNote
 from dicomai.study import UNREADABLE
@@ -60,7 +60,6 @@ _TO_NOTES = {
     0xA775: "it takes no rejection note with this title from here",
     0xA776: "it has to retain an object that the rejection note names",
 }
-_BEGINNING = b"DICM\x02\0\0\0UL\x04\0"  # and FileMetaInformationGroupLength
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,10 +154,10 @@ class StorageLink(Link):
         )
 
     def store(self, outgoing: Outgoing) -> Answer:
-        """Send an object's data set as it is, from where it lies; encoded anew where the peer does not take it so.
+        """Send an object's data set as it is, as it is read; encoded anew where the peer does not take it so.
 
         Raises:
-            RejectedError: the peer accepted no presentation context for it, or it cannot be encoded anew.
+            RejectedError: the peer accepted no presentation context for it, it cannot be encoded anew, or is none.
             UnreachableError: the association broke, or nothing moved for the time-out.
             StoreError: its bytes cannot be had.
         """
@@ -166,13 +165,14 @@ class StorageLink(Link):
         syntax = self.taken_in(outgoing.sop_class_uid, own)
         kind, uid = (outgoing.sop_class_uid, syntax), outgoing.sop_instance_uid
         if syntax != own:
-            answer = replace(self._store(kind, uid, memoryview(transcode.recode(outgoing, syntax))), recoded=syntax)
+            again = transcode.recode(outgoing, syntax)
+            answer = replace(self._store(kind, uid, (io.BytesIO(again), len(again))), recoded=syntax)
         else:
             with outgoing.open() as file:
-                answer = self._store(kind, uid, _data_set(file))
+                answer = self._store(kind, uid, (file, _at_data_set(outgoing, file)))
         return answer.to(outgoing)
 
-    def _store(self, kind: tuple[str, str], sop_instance_uid: str, data_set: memoryview) -> Answer:
+    def _store(self, kind: tuple[str, str], sop_instance_uid: str, data_set: tuple[BinaryIO, int]) -> Answer:
         (context_id, *_) = (
             c.context_id or 0
             for c in self.assoc.accepted_contexts
@@ -266,19 +266,26 @@ def _named(tag: BaseTag) -> str:
     return keyword_for_tag(tag) or str(tag)
 
 
-def _data_set(file: BinaryIO) -> memoryview:
-    """Give the data set of a DICOM file: from the disk as it is needed, not in memory, unless the file is there."""
-    offset = _offset(file)
-    if isinstance(file, io.BytesIO):
-        return memoryview(file.getvalue())[offset:]
-    return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))[offset:]
+def _at_data_set(outgoing: Outgoing, file: BinaryIO) -> int:
+    """Go to where the data set of a DICOM file begins (PS3.10 7.1); gives its length in bytes.
 
-
-def _offset(file: BinaryIO) -> int:
-    """Find where the data set of a DICOM file begins (PS3.10 7.1)."""
-    head = file.read(144)
-    if head[128:140] == _BEGINNING:
-        return 144 + int.from_bytes(head[140:144], "little")
-    file.seek(0)  # what others write without a group length
-    read_meta(file)
-    return file.tell()
+    Raises:
+        RejectedError: there is none, or this is no DICOM file any more.
+        StoreError: the file cannot be read.
+    """
+    try:
+        read_meta(file)  # to its end, whatever its group length says
+        start = file.tell()
+        length = file.seek(0, os.SEEK_END) - start
+        file.seek(start)
+    except OSError as error:
+        raise StoreError(
+            f"SOP Instance {outgoing.sop_instance_uid} cannot be read ({type(error).__name__}): look at the storage."
+        ) from error
+    except UNREADABLE as error:
+        raise RejectedError(
+            f"SOP Instance {outgoing.sop_instance_uid} is no DICOM file ({type(error).__name__}): look at the storage."
+        ) from error
+    if not length:
+        raise RejectedError(f"SOP Instance {outgoing.sop_instance_uid} has no data set: look for where it was cut off.")
+    return length

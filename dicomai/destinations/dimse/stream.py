@@ -1,7 +1,7 @@
-"""C-STORE requests from memory to the socket, without the protocol library's queues between (PS3.8 9.3.5, Annex E).
+"""C-STORE requests from a file to the socket, without the protocol library's queues between (PS3.8 9.3.5, Annex E).
 
 The library copies a data set into primitives, queues and encodes each, and polls for all of this and for the answer in
-steps of a millisecond. Here the thread that sends writes the PDUs itself, from the bytes where they lie, and reads the
+steps of a millisecond. Here the thread that sends writes the PDUs itself, as it reads the data set, and reads the
 answer. What else the peer says meanwhile, such as an A-ABORT or the request of an N-EVENT-REPORT, goes the library's
 way.
 """
@@ -10,15 +10,17 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from itertools import islice
 from ssl import SSLSocket
-from typing import cast
+from typing import BinaryIO, cast
 
 from pynetdicom.association import Association
 from pynetdicom.dul import DULServiceProvider
 from pynetdicom.transport import AssociationSocket
 
 from dicomai.commandset import elements
+from dicomai.errors import StoreError
 
 _P_DATA = 0x04
 _COMMAND, _LAST = 0x01, 0x02  # message control header (PS3.8 E.2)
@@ -69,7 +71,7 @@ def store(
     context_id: int,
     message_id: int,
     uids: tuple[str, str],
-    data: memoryview,
+    data: tuple[BinaryIO, int],
     moved: Callable[[], None],
 ) -> dict[int, bytes]:
     """Send a C-STORE request, and wait for the answer.
@@ -79,7 +81,7 @@ def store(
         context_id: of the presentation context.
         message_id: Message ID (0000,0110), 1 to 65535.
         uids: SOP Class UID and SOP Instance UID.
-        data: the data set, encoded.
+        data: what the encoded data set is read from, and its length in bytes.
         moved: called whenever bytes have gone or come.
 
     Returns:
@@ -87,6 +89,7 @@ def store(
 
     Raises:
         BrokenError: there is no answer any more.
+        StoreError: the data set cannot be read to its end; the association is of no use any more.
     """
     provider = cast("SharedProvider", assoc.dul)
     with provider.turn:
@@ -124,26 +127,37 @@ def _uid(value: str) -> bytes:
     return encoded + b"\0" * (len(encoded) % 2)
 
 
-def _pdus(context_id: int, command: bytes, data: memoryview, longest: int) -> Iterator[tuple[bytes, memoryview]]:
+def _pdus(context_id: int, command: bytes, data: tuple[BinaryIO, int], longest: int) -> Iterator[tuple[bytes, bytes]]:
     """Cut a message into P-DATA-TF PDUs of one fragment each: the head of each, and the fragment."""
     step = max(1, longest - 6)
-    for kind, content in ((_COMMAND, memoryview(command)), (0, data)):
-        for start in range(0, len(content), step):
-            part = content[start : start + step]
-            control = kind | (_LAST if start + step >= len(content) else 0)
+    for kind, (content, size) in ((_COMMAND, (BytesIO(command), len(command))), (0, data)):
+        for start in range(0, size, step):
+            part = _part(content, min(step, size - start))
+            control = kind | (_LAST if start + step >= size else 0)
             yield _HEAD.pack(_P_DATA, len(part) + 6, len(part) + 2, context_id, control), part
 
 
-def _grouped(pdus: Iterator[tuple[bytes, memoryview]]) -> Iterator[list[bytes | memoryview]]:
+def _part(content: BinaryIO, count: int) -> bytes:
+    """Read a fragment. A file that cannot be read is an error here, where a mapping of it ends the process."""
+    try:
+        part = content.read(count)
+    except OSError as error:
+        raise StoreError(f"What is to be sent cannot be read ({type(error).__name__}): look at the storage.") from error
+    if len(part) != count:
+        raise StoreError("What is to be sent became shorter while it was read: look at the storage.")
+    return part
+
+
+def _grouped(pdus: Iterator[tuple[bytes, bytes]]) -> Iterator[list[bytes]]:
     """Put the parts of some PDUs together, for one call of the system."""
     while parts := [part for pdu in islice(pdus, _PDUS_AT_ONCE) for part in pdu]:
         yield parts
 
 
-def _write(connection: socket.socket, parts: list[bytes | memoryview], moved: Callable[[], None]) -> None:
+def _write(connection: socket.socket, parts: list[bytes], moved: Callable[[], None]) -> None:
     if isinstance(connection, SSLSocket):  # it takes one buffer at a time
         for head, part in zip(parts[::2], parts[1::2], strict=True):
-            connection.sendall(bytes(head) + part)
+            connection.sendall(head + part)
             moved()
         return
     left = [memoryview(part) for part in parts]
