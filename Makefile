@@ -16,7 +16,7 @@ export PYTHONHASHSEED
 PYTEST := echo "PYTHONHASHSEED=$(PYTHONHASHSEED)"; $(BIN)/python -m pytest --quiet
 WORKERS ?= 2
 
-.PHONY: help setup demo test check acceptance gpu bench soak fuzz hooks clean postgresql peers viewers
+.PHONY: help setup demo test rest check acceptance gpu bench soak fuzz hooks clean postgresql peers viewers
 
 help: ## say what there is to make
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -39,6 +39,10 @@ demo: setup ## a study through a node: received, segmented, sent on, shown
 
 test: setup postgresql ## everything that needs Python packages and PostgreSQL only
 	@$(PYTEST) --numprocesses $(WORKERS) --dist worksteal tests/unit tests/integration
+
+rest: setup postgresql ## what `make test` has and `make check` has not
+	@$(PYTEST) --numprocesses $(WORKERS) -m slow tests/unit
+	@$(PYTEST) --numprocesses $(WORKERS) --dist worksteal tests/integration
 
 check: setup ## linters, types, import contracts and the fast tests
 	@$(BIN)/ruff check .

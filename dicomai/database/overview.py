@@ -240,12 +240,9 @@ class Overview:
 
 
 def _idle() -> sa.Select[Series]:
-    """Make the query for the series on which nothing runs; that one goes on is no work on it."""
-    runs = sa.exists().where(
-        WorkitemInput.series_id == Series.id,
-        Workitem.id == WorkitemInput.workitem_id,
-        Workitem.kind != Kind.FORWARD.value,
-    )
+    """Make the query for the series on which nothing runs; one that goes on is there only if that is amiss."""
+    works = sa.and_(WorkitemInput.series_id == Series.id, Workitem.id == WorkitemInput.workitem_id)
+    runs = sa.exists().where(works, sa.or_(Workitem.kind != Kind.FORWARD.value, Series.reason == ""))
     return sa.select(Series).where(~runs).order_by(Series.last_received_at.desc())
 
 

@@ -48,6 +48,7 @@ def test_the_pacs_gets_all_of_it_once_and_the_study_of_nobody_goes_elsewhere(
         assert sorted((item["kind"], item["route"], item["state"]) for item in one.worklist()) == [
             ("delivery", "all", "COMPLETED"), ("delivery", "all", "COMPLETED"), ("delivery", "some", "COMPLETED"),
             ("forward", "all", "COMPLETED"), ("forward", "all", "COMPLETED"), ("forward", "some", "COMPLETED"),
+            ("series", "", "NOT ROUTED"),  # the document: nothing can be run on it
         ]  # fmt: skip
         assert {ds.SOPInstanceUID: ds.PixelData for ds in pacs.datasets(Modality="MR")} == {
             ds.SOPInstanceUID: ds.PixelData for ds in images

@@ -14,9 +14,10 @@ from dicomai.database.tables import Series as SeriesRow
 from dicomai.errors import WorklistError
 from dicomai.forwarder import Forwarder
 from dicomai.forwarding import Deidentify
+from dicomai.planner import Planner
 from dicomai.workitem import Kind, State
 from tests.arrivals import changed, repixeled
-from tests.beds import Bed, parts, route
+from tests.beds import LOST, QUIET, Bed, parts, route
 from tests.dimse import Scp, scp
 from tests.integration.test_forwarding import came, ct, go, rule, send_on
 from tests.rejected import rejection_note
@@ -260,9 +261,11 @@ class TestSeen:
         assert [e.state for e in bed.overview.entries() if e.id is None] == ["NOT ROUTED"]
 
     def test_a_node_that_only_forwards_misses_no_route(self, sqlite_bed: Bed) -> None:
-        sqlite_bed.take(ct(2))
-        sqlite_bed.plan(forwards=(rule(),))
-        assert [e.id for e in sqlite_bed.overview.entries() if e.id is None] == []
+        bed = sqlite_bed
+        bed.take(ct(2))
+        bed.turn(QUIET + 1)
+        Planner(bed.store, bed.database, (), {}, quiet_period=QUIET, lost_period=LOST, forwards=(rule(),)).sweep()
+        assert [e.kind for e in bed.overview.entries()] == ["forward"]
 
     def test_what_is_held_is_seen_first_and_what_failed_next(self, bed: Bed) -> None:
         images = ct(2)
