@@ -64,6 +64,25 @@ def read_head(stream: BinaryIO) -> FileMeta:
     )
 
 
+def data_set_at(head: bytes) -> int | None:
+    """Say where the data set begins in a DICOM file (PS3.10 7.1), whatever its group length says.
+
+    Args:
+        head: the first bytes of the file.
+
+    Returns:
+        The offset; None where the head ends before it, or is that of no DICOM file.
+    """
+    if head[128:132] != b"DICM":
+        return None
+    at = 132
+    while head[at : at + 2] == b"\x02\0":  # Explicit VR Little Endian (PS3.5 7.1.2)
+        is_long = head[at + 4 : at + 6] in _LONG
+        start, size = (at + 8, 4) if is_long else (at + 6, 2)
+        at = start + size + int.from_bytes(head[start : start + size], "little")
+    return at if at + 2 <= len(head) else None
+
+
 def read_meta(file: BinaryIO) -> FileMetaDataset:
     """Read the file meta information of any DICOM file; the file is left at its data set. Raises as `read_head`."""
     read_preamble(file, force=False)
@@ -72,6 +91,7 @@ def read_meta(file: BinaryIO) -> FileMetaDataset:
     )
 
 
+_LONG = frozenset({b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
 _LONGEST = 64 * 1024
 _STAND_IN = b"\1"
 

@@ -8,7 +8,7 @@ import termios
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 
 class Watch:
@@ -16,6 +16,8 @@ class Watch:
 
     The protocol library counts its own time-out from the moment when a data set is queued, too short for a large one
     on a slow line, and cannot end a send, or a wait for the rest of a PDU, that blocks.
+
+    A thread looks on, from the first time that it is armed to the end of the context that it is used as.
     """
 
     def __init__(self, timeout: float) -> None:
@@ -27,7 +29,20 @@ class Watch:
         self._timeout = timeout
         self._socket: socket.socket | None = None
         self._last = time.monotonic()
+        self._is_armed = False
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self.expired = False
+
+    def __enter__(self) -> Self:
+        """Begin; nothing is watched yet."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let the thread end."""
+        self._end.set()
+        if self._thread.ident is not None:  # it was started
+            self._thread.join()
 
     @property
     def was_opened(self) -> bool:
@@ -55,14 +70,13 @@ class Watch:
     def armed(self) -> Iterator[None]:
         """Watch while an answer is due."""
         self._last = time.monotonic()
-        done = threading.Event()
-        thread = threading.Thread(target=self._run, args=(done,), name="watch", daemon=True)
-        thread.start()
+        self._is_armed = True
+        if self._thread.ident is None:
+            self._thread.start()
         try:
             yield
         finally:
-            done.set()
-            thread.join()
+            self._is_armed = False
 
     def cut(self) -> None:
         """Close the connection, which ends every thread that waits on it."""
@@ -70,9 +84,11 @@ class Watch:
             with contextlib.suppress(OSError):  # closed already
                 self._socket.shutdown(socket.SHUT_RDWR)
 
-    def _run(self, done: threading.Event) -> None:
+    def _run(self) -> None:
         unsent = 0
-        while not done.wait(min(self._timeout / 5, 1.0)):
+        while not self._end.wait(min(self._timeout / 5, 1.0)):
+            if not self._is_armed:
+                continue
             before, unsent = unsent, self._unsent()
             if unsent != before:
                 self._last = time.monotonic()

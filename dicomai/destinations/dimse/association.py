@@ -153,39 +153,41 @@ def requested(
     ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
     ae.connection_timeout = ae.acse_timeout = connect_timeout
     ae.dimse_timeout = ae.network_timeout = None  # they count from the first byte on; the watch looks at the last
-    watch = Watch(peer.timeout)
-    watched: list[EventHandlerType] = [
-        (evt.EVT_CONN_OPEN, watch.on_open),
-        (evt.EVT_DATA_SENT, watch.on_data),
-        (evt.EVT_DATA_RECV, watch.on_data),
-    ]
-    try:
-        with watch.armed():
-            assoc = ae.associate(
-                settings.host,
-                settings.port,
-                contexts=list(contexts),
-                ae_title=settings.ae_title,
-                max_pdu=MAX_PDU,
-                ext_neg=list(roles),
-                tls_args=tls_args,
-                evt_handlers=[*watched, *handlers],
-            )
-    except OSError as error:
-        raise NoAssociationError(f"{peer} cannot be found ({error.strerror or error}): check its host name.") from error
-    if not assoc.is_established:
-        raise _refused(peer, assoc, watch, ae)
-    _limit_pdu(assoc)
-    try:
-        yield Link(peer, assoc, watch)
-    except BaseException:
-        assoc.abort(block=False)
-        assoc.join(1.0)  # for the A-ABORT to leave
-        watch.cut()
-        raise
-    else:
-        with watch.armed():
-            assoc.release()
+    with Watch(peer.timeout) as watch:
+        watched: list[EventHandlerType] = [
+            (evt.EVT_CONN_OPEN, watch.on_open),
+            (evt.EVT_DATA_SENT, watch.on_data),
+            (evt.EVT_DATA_RECV, watch.on_data),
+        ]
+        try:
+            with watch.armed():
+                assoc = ae.associate(
+                    settings.host,
+                    settings.port,
+                    contexts=list(contexts),
+                    ae_title=settings.ae_title,
+                    max_pdu=MAX_PDU,
+                    ext_neg=list(roles),
+                    tls_args=tls_args,
+                    evt_handlers=[*watched, *handlers],
+                )
+        except OSError as error:
+            raise NoAssociationError(
+                f"{peer} cannot be found ({error.strerror or error}): check its host name."
+            ) from error
+        if not assoc.is_established:
+            raise _refused(peer, assoc, watch, ae)
+        _limit_pdu(assoc)
+        try:
+            yield Link(peer, assoc, watch)
+        except BaseException:
+            assoc.abort(block=False)
+            assoc.join(1.0)  # for the A-ABORT to leave
+            watch.cut()
+            raise
+        else:
+            with watch.armed():
+                assoc.release()
 
 
 def _refused(peer: Peer, assoc: Association, watch: Watch, ae: "_Caller") -> DeliveryError:

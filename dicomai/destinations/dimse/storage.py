@@ -21,7 +21,7 @@ from dicomai.destinations.base import Outgoing
 from dicomai.destinations.dimse import stream, transcode
 from dicomai.destinations.dimse.association import Link, Peer, requested
 from dicomai.errors import DeliveryError, NotKeptError, RejectedError, StoreError, UnreachableError
-from dicomai.filemeta import read_meta
+from dicomai.filemeta import data_set_at, read_meta
 from dicomai.rejection import KEY_OBJECT_SELECTION, RejectionNote
 from dicomai.study import UNREADABLE
 
@@ -50,6 +50,7 @@ _FOR_GOOD = frozenset(
 
 
 _DUPLICATE = 0x0111
+_HEAD = 1024  # bytes that hold the file meta information of most files
 # What archives after IHE IOCM answer to a rejection note, as dcm4chee does; elsewhere A7xx is a lack of resources.
 _NOTE_IS_THERE = 0xA770
 _TO_NOTES = {
@@ -274,8 +275,11 @@ def _at_data_set(outgoing: Outgoing, file: BinaryIO) -> int:
         StoreError: the file cannot be read.
     """
     try:
-        read_meta(file)  # to its end, whatever its group length says
-        start = file.tell()
+        start = data_set_at(file.read(_HEAD))
+        if start is None:
+            file.seek(0)
+            read_meta(file)
+            start = file.tell()
         length = file.seek(0, os.SEEK_END) - start
         file.seek(start)
     except OSError as error:
