@@ -10,7 +10,16 @@ down_revision = None
 
 
 def upgrade() -> None:
-    """Make every table."""
+    """Make every table, those first that others refer to."""
+    _arrivals()
+    _instances()
+    _results()
+    _worklist()
+    _done()
+
+
+def _arrivals() -> None:
+    """Make the tables of what comes, and by whom."""
     op.create_table(
         "association",
         sa.Column("id", Key, nullable=False),
@@ -24,19 +33,6 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id"),
     )
     op.create_table(
-        "installation",
-        sa.Column("id", sa.Integer(), nullable=False),
-        sa.Column("uuid", sa.String(length=36), nullable=False),
-        sa.PrimaryKeyConstraint("id"),
-    )
-    op.create_table(
-        "result",
-        sa.Column("id", Key, nullable=False),
-        sa.Column("created_at", UTCDateTime(), nullable=False),
-        sa.Column("first_sent_at", UTCDateTime(), nullable=True),
-        sa.PrimaryKeyConstraint("id"),
-    )
-    op.create_table(
         "study",
         sa.Column("id", Key, nullable=False),
         sa.Column("study_instance_uid", sa.String(length=64), nullable=False),
@@ -45,26 +41,6 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("study_instance_uid"),
     )
-    op.create_table(
-        "result_object",
-        sa.Column("id", Key, nullable=False),
-        sa.Column("result_id", Key, nullable=False),
-        sa.Column("n", sa.Integer(), nullable=False),
-        sa.Column("output", sa.String(length=32), nullable=False),
-        sa.Column("sop_class_uid", sa.String(length=64), nullable=False),
-        sa.Column("sop_instance_uid", sa.String(length=64), nullable=False),
-        sa.Column("series_instance_uid", sa.String(length=64), nullable=False),
-        sa.Column("series_number", sa.Integer(), nullable=False),
-        sa.Column("key", sa.Text(), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["result_id"],
-            ["result.id"],
-        ),
-        sa.PrimaryKeyConstraint("id"),
-        sa.UniqueConstraint("result_id", "n"),
-    )
-    op.create_index("ix_result_object_series_instance_uid", "result_object", ["series_instance_uid"], unique=False)
-    op.create_index("ix_result_object_sop_instance_uid", "result_object", ["sop_instance_uid"], unique=False)
     op.create_table(
         "series",
         sa.Column("id", Key, nullable=False),
@@ -87,6 +63,109 @@ def upgrade() -> None:
     )
     op.create_index("ix_series_due", "series", ["state", "due_at"], unique=False)
     op.create_index("ix_series_uid", "series", ["series_instance_uid"], unique=False)
+    op.create_table(
+        "association_series",
+        sa.Column("association_id", Key, nullable=False),
+        sa.Column("series_id", Key, nullable=False),
+        sa.ForeignKeyConstraint(
+            ["association_id"],
+            ["association.id"],
+        ),
+        sa.ForeignKeyConstraint(
+            ["series_id"],
+            ["series.id"],
+        ),
+        sa.PrimaryKeyConstraint("association_id", "series_id"),
+    )
+    op.create_index("ix_association_series_series_id", "association_series", ["series_id"], unique=False)
+
+
+def _instances() -> None:
+    """Make the tables of each instance, and its versions."""
+    op.create_table(
+        "instance",
+        sa.Column("id", Key, nullable=False),
+        sa.Column("series_id", Key, nullable=False),
+        sa.Column("sop_instance_uid", sa.String(length=64), nullable=False),
+        sa.Column("sop_class_uid", sa.String(length=64), nullable=False),
+        sa.Column("is_image", sa.Boolean(), nullable=False),
+        sa.Column("fingerprint", sa.String(length=64), nullable=True),
+        sa.Column("conflict", sa.Text(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["series_id"],
+            ["series.id"],
+        ),
+        sa.PrimaryKeyConstraint("id"),
+        sa.UniqueConstraint("sop_instance_uid"),
+    )
+    op.create_index("ix_instance_series_id", "instance", ["series_id"], unique=False)
+    op.create_table(
+        "version",
+        sa.Column("id", Key, nullable=False),
+        sa.Column("instance_id", Key, nullable=False),
+        sa.Column("key", sa.Text(), nullable=False),
+        sa.Column("digest", sa.String(length=64), nullable=False),
+        sa.Column("size", sa.BigInteger(), nullable=False),
+        sa.Column("conflicting", sa.Boolean(), nullable=False),
+        sa.Column("received_at", UTCDateTime(), nullable=False),
+        sa.Column("association_id", Key, nullable=True),
+        sa.Column("patient_id", sa.Text(), nullable=False),
+        sa.Column("issuer_of_patient_id", sa.Text(), nullable=False),
+        sa.Column("patient_name", sa.Text(), nullable=False),
+        sa.Column("patient_birth_date", sa.Text(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["association_id"],
+            ["association.id"],
+        ),
+        sa.ForeignKeyConstraint(
+            ["instance_id"],
+            ["instance.id"],
+        ),
+        sa.PrimaryKeyConstraint("id"),
+        sa.UniqueConstraint("instance_id", "digest"),
+        sa.UniqueConstraint("key"),
+    )
+
+
+def _results() -> None:
+    """Make the tables of what was made, and by which installation."""
+    op.create_table(
+        "installation",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("uuid", sa.String(length=36), nullable=False),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    op.create_table(
+        "result",
+        sa.Column("id", Key, nullable=False),
+        sa.Column("created_at", UTCDateTime(), nullable=False),
+        sa.Column("first_sent_at", UTCDateTime(), nullable=True),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    op.create_table(
+        "result_object",
+        sa.Column("id", Key, nullable=False),
+        sa.Column("result_id", Key, nullable=False),
+        sa.Column("n", sa.Integer(), nullable=False),
+        sa.Column("output", sa.String(length=32), nullable=False),
+        sa.Column("sop_class_uid", sa.String(length=64), nullable=False),
+        sa.Column("sop_instance_uid", sa.String(length=64), nullable=False),
+        sa.Column("series_instance_uid", sa.String(length=64), nullable=False),
+        sa.Column("series_number", sa.Integer(), nullable=False),
+        sa.Column("key", sa.Text(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["result_id"],
+            ["result.id"],
+        ),
+        sa.PrimaryKeyConstraint("id"),
+        sa.UniqueConstraint("result_id", "n"),
+    )
+    op.create_index("ix_result_object_series_instance_uid", "result_object", ["series_instance_uid"], unique=False)
+    op.create_index("ix_result_object_sop_instance_uid", "result_object", ["sop_instance_uid"], unique=False)
+
+
+def _worklist() -> None:
+    """Make the tables of the items of work."""
     op.create_table(
         "workitem",
         sa.Column("id", Key, nullable=False),
@@ -147,76 +226,10 @@ def upgrade() -> None:
         sqlite_where=sa.text("kind = 'inference' AND replaced_by IS NULL"),
         postgresql_where=sa.text("kind = 'inference' AND replaced_by IS NULL"),
     )
-    op.create_table(
-        "acceptance",
-        sa.Column("workitem_id", Key, nullable=False),
-        sa.Column("result_object_id", Key, nullable=False),
-        sa.Column("at", UTCDateTime(), nullable=False),
-        sa.Column("status", sa.Integer(), nullable=False),
-        sa.Column("comment", sa.Text(), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["result_object_id"],
-            ["result_object.id"],
-        ),
-        sa.ForeignKeyConstraint(
-            ["workitem_id"],
-            ["workitem.id"],
-        ),
-        sa.PrimaryKeyConstraint("workitem_id", "result_object_id"),
-    )
-    op.create_table(
-        "association_series",
-        sa.Column("association_id", Key, nullable=False),
-        sa.Column("series_id", Key, nullable=False),
-        sa.ForeignKeyConstraint(
-            ["association_id"],
-            ["association.id"],
-        ),
-        sa.ForeignKeyConstraint(
-            ["series_id"],
-            ["series.id"],
-        ),
-        sa.PrimaryKeyConstraint("association_id", "series_id"),
-    )
-    op.create_index("ix_association_series_series_id", "association_series", ["series_id"], unique=False)
-    op.create_table(
-        "audit",
-        sa.Column("id", Key, nullable=False),
-        sa.Column("at", UTCDateTime(), nullable=False),
-        sa.Column("actor", sa.String(length=128), nullable=False),
-        sa.Column("event", sa.String(length=64), nullable=False),
-        sa.Column("workitem_id", Key, nullable=True),
-        sa.Column("study_id", Key, nullable=True),
-        sa.Column("detail", sa.Text(), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["study_id"],
-            ["study.id"],
-        ),
-        sa.ForeignKeyConstraint(
-            ["workitem_id"],
-            ["workitem.id"],
-        ),
-        sa.PrimaryKeyConstraint("id"),
-    )
-    op.create_index("ix_audit_study_id", "audit", ["study_id"], unique=False)
-    op.create_index("ix_audit_workitem_id", "audit", ["workitem_id"], unique=False)
-    op.create_table(
-        "instance",
-        sa.Column("id", Key, nullable=False),
-        sa.Column("series_id", Key, nullable=False),
-        sa.Column("sop_instance_uid", sa.String(length=64), nullable=False),
-        sa.Column("sop_class_uid", sa.String(length=64), nullable=False),
-        sa.Column("is_image", sa.Boolean(), nullable=False),
-        sa.Column("fingerprint", sa.String(length=64), nullable=True),
-        sa.Column("conflict", sa.Text(), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["series_id"],
-            ["series.id"],
-        ),
-        sa.PrimaryKeyConstraint("id"),
-        sa.UniqueConstraint("sop_instance_uid"),
-    )
-    op.create_index("ix_instance_series_id", "instance", ["series_id"], unique=False)
+
+
+def _done() -> None:
+    """Make the tables of what items work on, and what came of them."""
     op.create_table(
         "workitem_input",
         sa.Column("id", Key, nullable=False),
@@ -238,28 +251,40 @@ def upgrade() -> None:
     op.create_index("ix_workitem_input_series_id", "workitem_input", ["series_id"], unique=False)
     op.create_index("ix_workitem_input_workitem_id", "workitem_input", ["workitem_id"], unique=False)
     op.create_table(
-        "version",
-        sa.Column("id", Key, nullable=False),
-        sa.Column("instance_id", Key, nullable=False),
-        sa.Column("key", sa.Text(), nullable=False),
-        sa.Column("digest", sa.String(length=64), nullable=False),
-        sa.Column("size", sa.BigInteger(), nullable=False),
-        sa.Column("conflicting", sa.Boolean(), nullable=False),
-        sa.Column("received_at", UTCDateTime(), nullable=False),
-        sa.Column("association_id", Key, nullable=True),
-        sa.Column("patient_id", sa.Text(), nullable=False),
-        sa.Column("issuer_of_patient_id", sa.Text(), nullable=False),
-        sa.Column("patient_name", sa.Text(), nullable=False),
-        sa.Column("patient_birth_date", sa.Text(), nullable=False),
+        "acceptance",
+        sa.Column("workitem_id", Key, nullable=False),
+        sa.Column("result_object_id", Key, nullable=False),
+        sa.Column("at", UTCDateTime(), nullable=False),
+        sa.Column("status", sa.Integer(), nullable=False),
+        sa.Column("comment", sa.Text(), nullable=False),
         sa.ForeignKeyConstraint(
-            ["association_id"],
-            ["association.id"],
+            ["result_object_id"],
+            ["result_object.id"],
         ),
         sa.ForeignKeyConstraint(
-            ["instance_id"],
-            ["instance.id"],
+            ["workitem_id"],
+            ["workitem.id"],
+        ),
+        sa.PrimaryKeyConstraint("workitem_id", "result_object_id"),
+    )
+    op.create_table(
+        "audit",
+        sa.Column("id", Key, nullable=False),
+        sa.Column("at", UTCDateTime(), nullable=False),
+        sa.Column("actor", sa.String(length=128), nullable=False),
+        sa.Column("event", sa.String(length=64), nullable=False),
+        sa.Column("workitem_id", Key, nullable=True),
+        sa.Column("study_id", Key, nullable=True),
+        sa.Column("detail", sa.Text(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["study_id"],
+            ["study.id"],
+        ),
+        sa.ForeignKeyConstraint(
+            ["workitem_id"],
+            ["workitem.id"],
         ),
         sa.PrimaryKeyConstraint("id"),
-        sa.UniqueConstraint("instance_id", "digest"),
-        sa.UniqueConstraint("key"),
     )
+    op.create_index("ix_audit_study_id", "audit", ["study_id"], unique=False)
+    op.create_index("ix_audit_workitem_id", "audit", ["workitem_id"], unique=False)
