@@ -99,19 +99,17 @@ class Delivery:
         """Work off one delivery; tells whether there was one."""
         if not self._circuit.closed():
             return False
-        claim = self._worklist.claim(
-            Kind.DELIVERY, self._owner, _LEASE_SECONDS, self._settings.attempts, self._destination.name
+        return leases.attempt(
+            self._worklist,
+            Kind.DELIVERY,
+            self._owner,
+            self._deliver,
+            lease=_LEASE_SECONDS,
+            attempts=self._settings.attempts,
+            destination=self._destination.name,
         )
-        if claim is None:
-            return False
-        try:
-            with leases.kept(self._worklist, claim, _LEASE_SECONDS):
-                self._deliver(claim)
-        except StaleAttemptError as error:
-            log.warning("the delivery is left alone", study=claim.trace, workitem=claim.item, error=str(error))
-        return True
 
-    def _deliver(self, claim: Claim) -> None:
+    def _deliver(self, claim: Claim, _progress: leases.Progress) -> None:
         where = {"study": claim.trace, "workitem": claim.item, "destination": claim.destination}
         try:
             # What the destination has whole is only asked for: nothing can be changed or held any more.

@@ -13,7 +13,7 @@ from dicomai.database.forwards import Forwards, Leaving, Planned
 from dicomai.database.results import DEIDENTIFIED, DOCUMENT, IMAGE, FrozenObject
 from dicomai.database.worklist import Claim, Worklist
 from dicomai.deidentification import Deidentifier
-from dicomai.errors import DicomaiError, NotAcceptedError, StaleAttemptError, UnreadableError
+from dicomai.errors import NotAcceptedError, UnreadableError
 from dicomai.forwarding import Deidentify, Forward, Retain
 from dicomai.outputs import encode
 from dicomai.store import Store, result_key
@@ -52,19 +52,13 @@ class Forwarder:
 
     def step(self) -> bool:
         """Work off one item; tells whether there was one."""
-        claim = self._worklist.claim(Kind.FORWARD, self._owner, _LEASE_SECONDS, _ATTEMPTS)
-        if claim is None:
-            return False
-        where = {"study": claim.trace, "workitem": claim.item, "rule": claim.route["name"]}
-        try:
-            with leases.kept(self._worklist, claim, _LEASE_SECONDS) as progress:
-                self._forward(claim, progress, where)
-        except StaleAttemptError as error:
-            log.warning("the images are left alone", error=str(error), **where)
-        return True
+        return leases.attempt(
+            self._worklist, Kind.FORWARD, self._owner, self._forward, lease=_LEASE_SECONDS, attempts=_ATTEMPTS
+        )
 
-    def _forward(self, claim: Claim, progress: Callable[[float], None], where: dict[str, object]) -> None:
-        try:
+    def _forward(self, claim: Claim, progress: leases.Progress) -> None:
+        where = {"study": claim.trace, "workitem": claim.item, "rule": claim.route["name"]}
+        with leases.tried_again(self._worklist, claim, _RETRY_SECONDS * claim.attempt, where):
             why = self._worklist.why_wait(claim)
             if why:
                 self._worklist.hold(claim, why)
@@ -80,16 +74,6 @@ class Forwarder:
             destinations = [str(name) for name in claim.route["destinations"]]
             self._worklist.finish_inference(claim, objects, destinations, remark=remark)
             log.info("images go on", objects=len(objects), destinations=destinations, remark=remark, **where)
-        except StaleAttemptError:
-            raise
-        except DicomaiError as error:
-            log.error("images could not go on yet", error=str(error), **where)
-            self._worklist.postpone(claim, _RETRY_SECONDS * claim.attempt, str(error))
-        except Exception as error:
-            # Nobody would miss this thread: nothing would go on any more, without a word.
-            log.exception("forwarding failed unexpectedly", **where)
-            said = f"Forwarding failed with {type(error).__name__}; the log of the delivery says where."
-            self._worklist.postpone(claim, _RETRY_SECONDS * claim.attempt, said)
 
     def _frozen(
         self, claim: Claim, planned: Planned, progress: Callable[[float], None]

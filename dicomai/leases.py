@@ -2,12 +2,13 @@
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import structlog
 
 from dicomai.database.worklist import Claim, Worklist
-from dicomai.errors import StaleAttemptError, StoreError
+from dicomai.errors import DicomaiError, StaleAttemptError, StoreError
+from dicomai.workitem import Kind
 
 log = structlog.get_logger()
 
@@ -51,6 +52,61 @@ def kept(worklist: Worklist, claim: Claim, lease: float) -> Iterator[Progress]:
     finally:
         done.set()
         thread.join()
+
+
+def attempt(
+    worklist: Worklist,
+    kind: Kind,
+    owner: str,
+    work: Callable[[Claim, Progress], None],
+    *,
+    lease: float,
+    attempts: int,
+    destination: str | None = None,
+) -> bool:
+    """Claim an item and work on it while its lease is kept; tells whether there was one.
+
+    Args:
+        worklist: where the items are.
+        kind: which items.
+        owner: who claims.
+        work: what is done with a claim; where another attempt has the item, it is left alone.
+        lease: seconds.
+        attempts: after so many an item is ended with a sentence.
+        destination: of deliveries, only those that go there.
+    """
+    claim = worklist.claim(kind, owner, lease, attempts, destination)
+    if claim is None:
+        return False
+    try:
+        with kept(worklist, claim, lease) as progress:
+            work(claim, progress)
+    except StaleAttemptError as error:
+        log.warning("left to another attempt", study=claim.trace, workitem=claim.item, error=str(error))
+    return True
+
+
+@contextlib.contextmanager
+def tried_again(worklist: Worklist, claim: Claim, seconds: float, where: Mapping[str, object]) -> Iterator[None]:
+    """Let an item wait for another attempt where the block fails: nobody would miss the thread that ended by it.
+
+    Args:
+        worklist: where the item is.
+        claim: the item.
+        seconds: until then.
+        where: what the log says of the item.
+    """
+    try:
+        yield
+    except StaleAttemptError:
+        raise
+    except DicomaiError as error:
+        log.error("not done yet", error=str(error), next_try_in_s=round(seconds), **where)
+        worklist.postpone(claim, seconds, str(error))
+    except Exception as error:
+        log.exception("failed unexpectedly", **where)
+        said = f"It failed with {type(error).__name__}; the log of the node says where."
+        worklist.postpone(claim, seconds, said)
 
 
 def work_off(step: Callable[[], bool], stop: threading.Event) -> None:

@@ -13,7 +13,6 @@ from dicomai.database import Database, owner_name
 from dicomai.database.results import FrozenObject
 from dicomai.database.withdrawals import Withdrawals
 from dicomai.database.worklist import Claim, Worklist
-from dicomai.errors import DicomaiError, StaleAttemptError
 from dicomai.outputs import encode, withdrawal
 from dicomai.outputs.provenance import FIRST_SERIES_NUMBER
 from dicomai.planner import read_instance
@@ -51,18 +50,13 @@ class Withdrawer:
 
     def step(self) -> bool:
         """Work off one withdrawal; tells whether there was one."""
-        claim = self._worklist.claim(Kind.WITHDRAWAL, self._owner, _LEASE_SECONDS, _ATTEMPTS)
-        if claim is None:
-            return False
-        where = {"study": claim.trace, "workitem": claim.item, "of": claim.route["withdraws"]["workitem"]}
-        try:
-            self._withdraw(claim, where)
-        except StaleAttemptError as error:
-            log.warning("the withdrawal is left alone", error=str(error), **where)
-        return True
+        return leases.attempt(
+            self._worklist, Kind.WITHDRAWAL, self._owner, self._withdraw, lease=_LEASE_SECONDS, attempts=_ATTEMPTS
+        )
 
-    def _withdraw(self, claim: Claim, where: dict[str, object]) -> None:
-        try:
+    def _withdraw(self, claim: Claim, _progress: leases.Progress) -> None:
+        where = {"study": claim.trace, "workitem": claim.item, "of": claim.route["withdraws"]["workitem"]}
+        with leases.tried_again(self._worklist, claim, _RETRY_SECONDS * claim.attempt, where):
             why = self._worklist.why_wait(claim)
             if why:
                 self._worklist.hold(claim, why)
@@ -71,16 +65,6 @@ class Withdrawer:
             destinations = [str(name) for name in claim.route["withdraws"]["destinations"]]
             self._worklist.finish_inference(claim, [self._note(claim)], destinations)
             log.info("a result is withdrawn", destinations=destinations, **where)
-        except StaleAttemptError:
-            raise
-        except DicomaiError as error:
-            log.error("a result could not be withdrawn yet", error=str(error), **where)
-            self._worklist.postpone(claim, _RETRY_SECONDS * claim.attempt, str(error))
-        except Exception as error:
-            # Nobody would miss this thread: nothing would be withdrawn any more, without a word.
-            log.exception("a withdrawal failed unexpectedly", **where)
-            said = f"The note failed with {type(error).__name__}; the log of the delivery says where."
-            self._worklist.postpone(claim, _RETRY_SECONDS * claim.attempt, said)
 
     def _note(self, claim: Claim) -> FrozenObject:
         newest = read_instance(self._store, self._worklist.newest_image(claim)).header

@@ -24,7 +24,6 @@ from dicomai.errors import (
     IdentityError,
     InferenceError,
     InputError,
-    StaleAttemptError,
     StoreError,
     UnreadableError,
 )
@@ -88,18 +87,17 @@ class Worker:
 
     def step(self) -> bool:
         """Work off one item; tells whether there was one."""
-        claim = self._worklist.claim(Kind.INFERENCE, self._owner, self._settings.lease, self._settings.attempts)
-        if claim is None:
-            return False
-        log.info("analysis begins", study=claim.trace, workitem=claim.item, attempt=claim.attempt)
-        try:
-            with leases.kept(self._worklist, claim, self._settings.lease) as progress:
-                self._work(claim, progress)
-        except StaleAttemptError as error:
-            log.warning("the result is dropped", study=claim.trace, workitem=claim.item, error=str(error))
-        return True
+        return leases.attempt(
+            self._worklist,
+            Kind.INFERENCE,
+            self._owner,
+            self._work,
+            lease=self._settings.lease,
+            attempts=self._settings.attempts,
+        )
 
     def _work(self, claim: Claim, progress: Callable[[float], None]) -> None:
+        log.info("analysis begins", study=claim.trace, workitem=claim.item, attempt=claim.attempt)
         why = self._worklist.why_wait(claim)
         if why:
             log.warning("held for a person", study=claim.trace, workitem=claim.item, why=why)

@@ -167,7 +167,7 @@ def test_one_that_cannot_be_made_holds_up_no_other(sqlite_bed: Bed, monkeypatch:
             assert withdrawer(bed).step()
         first, second = bed.items(Kind.WITHDRAWAL)
         assert first.state == State.IN_PROGRESS
-        assert "ZeroDivisionError; the log of the delivery says where." in first.reason
+        assert "ZeroDivisionError; the log of the node says where." in first.reason
         send(bed, pacs)
         assert second.id == bed.items(Kind.WITHDRAWAL)[1].id
         assert bed.items(Kind.WITHDRAWAL)[1].state == State.COMPLETED

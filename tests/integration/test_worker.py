@@ -199,7 +199,7 @@ def test_a_result_that_comes_too_late_is_dropped(bed: Bed) -> None:
     assert len(bed.rows(Result)) == 1
     assert {ds.SOPInstanceUID for ds in results(bed)} == {o.sop_instance_uid for o in bed.rows(ResultObject)}
     assert all("/2/" in o.key for o in bed.rows(ResultObject))
-    assert "the result is dropped" in [line["event"] for line in logs]
+    assert "left to another attempt" in [line["event"] for line in logs]
 
 
 def test_an_item_that_a_person_cancels_gives_no_result(bed: Bed) -> None:
