@@ -9,18 +9,17 @@ from collections.abc import Iterator, Sequence
 
 import highdicom as hd
 import numpy as np
-from highdicom.seg import Segmentation
 from numpy.typing import NDArray
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
-from pydicom.uid import ExplicitVRLittleEndian, SegmentationStorage
+from pydicom.uid import SegmentationStorage
 
 from dicomai.errors import InferenceError
 from dicomai.findings import Findings, NumberedSegment, Probability
-from dicomai.outputs.common import Geometry, carry, equipment, finish, geometry, say_lossy
-from dicomai.outputs.planes import in_order, name_dimensions, put_frames, stand_in, take_frame
+from dicomai.outputs.common import geometry
+from dicomai.outputs.planes import in_order, put_frames
 from dicomai.outputs.provenance import Provenance, Sources
-from dicomai.outputs.seg import describe as describe_segment
+from dicomai.outputs.seg import outline
 
 SOP_CLASS_UID = SegmentationStorage
 
@@ -68,16 +67,19 @@ def build(findings: Findings, sources: Sources, provenance: Provenance) -> Datas
     with_frames = {z for _, z in shown}
     slices = [z for z in order if z in with_frames]
     plane = {z: n for n, z in enumerate(slices)}
-    made = _outline(found, sources, provenance, place)
-    made.Rows, made.Columns = sources.header.Rows, sources.header.Columns
-    made.SegmentsOverlap = "UNDEFINED" if len(found) > 1 else "NO"  # a voxel has a share of several segments
-    pattern = take_frame(made)
-    del made.PixelData
-    name_dimensions(made, provenance.uid("fractional", "dimensions"))
-    say_lossy(made, sources)
-    if sources.header.get("BodyPartExamined"):
-        carry(made, sources.header, "BodyPartExamined")
-    whole = finish(made, sources, provenance, "fractional")
+    whole, pattern = outline(
+        "fractional",
+        found,
+        sources,
+        provenance,
+        place,
+        "UNDEFINED" if len(found) > 1 else "NO",  # a voxel has a share of several segments
+        content_label="PROBABILITY",
+        content_description=f"Probabilities by {provenance.algorithm.name}"[:64],
+        segmentation_type=hd.seg.SegmentationTypeValues.FRACTIONAL,
+        fractional_type=hd.seg.SegmentationFractionalTypeValues.PROBABILITY,
+        max_fractional_value=MOST,
+    )
     put_frames(whole, pattern, [(row, plane[z]) for row, z in shown], slices, sources, place)
     pixels.write(bytes(pixels.tell() % 2))
     pixels.seek(0)
@@ -103,29 +105,3 @@ def _frames(values: NDArray[np.float32], order: Sequence[int]) -> Iterator[tuple
         for z in some:
             if rounded[z - first].any():
                 yield z, rounded[z - first]
-
-
-def _outline(
-    found: Sequence[NumberedSegment], sources: Sources, provenance: Provenance, place: Geometry
-) -> Segmentation:
-    """Let highdicom make the object with a single frame, of a single voxel, of the first segment."""
-    described = [describe_segment(numbered, provenance) for numbered in found]
-    made = Segmentation(
-        source_images=[stand_in(sources, provenance, place)],
-        pixel_array=np.ones((1, 1, 1), np.uint8),
-        segmentation_type=hd.seg.SegmentationTypeValues.FRACTIONAL,
-        fractional_type=hd.seg.SegmentationFractionalTypeValues.PROBABILITY,
-        max_fractional_value=MOST,
-        segment_descriptions=described[:2],  # it looks for each that it knows of: two stand for all
-        series_instance_uid=provenance.uid("fractional", "series"),
-        series_number=provenance.series_number("fractional"),
-        sop_instance_uid=provenance.uid("fractional", "instance"),
-        instance_number=1,
-        content_label="PROBABILITY",
-        content_description=f"Probabilities by {provenance.algorithm.name}"[:64],
-        content_creator_name="dicomai^",
-        transfer_syntax_uid=ExplicitVRLittleEndian,
-        **equipment(provenance),
-    )
-    made.SegmentSequence = described
-    return made

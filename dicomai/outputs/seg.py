@@ -5,6 +5,7 @@ both are the source's own.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import highdicom as hd
 import numpy as np
@@ -74,17 +75,17 @@ def build(findings: Findings, sources: Sources, provenance: Provenance) -> Datas
     slices = in_order(np.flatnonzero(present.any(axis=0)).tolist(), place)
     overlaps = overlap(findings, found)
     syntax = None if overlaps else provenance.label_map
-    made = _outline(found, sources, provenance, place, LABELMAP if syntax else BINARY)
-    made.Rows, made.Columns = sources.header.Rows, sources.header.Columns
-    made.SegmentsOverlap = "YES" if overlaps else "NO"
-    pattern = take_frame(made)
-    del made.PixelData
-    name_dimensions(made, provenance.uid("seg", "dimensions"))
-    say_lossy(made, sources)
-    # Viewers sort by it. Laterality stays with the sources: in a segmentation validators take it for a fault.
-    if sources.header.get("BodyPartExamined"):
-        carry(made, sources.header, "BodyPartExamined")
-    whole = finish(made, sources, provenance, "seg")
+    whole, pattern = outline(
+        "seg",
+        found,
+        sources,
+        provenance,
+        place,
+        "YES" if overlaps else "NO",
+        content_label="SEGMENTATION",
+        content_description=f"Segmentation by {provenance.algorithm.name}"[:64],
+        segmentation_type=LABELMAP if syntax else BINARY,
+    )
     planes = range(len(slices))
     if syntax:
         whole.file_meta.TransferSyntaxUID = UID(syntax)
@@ -97,35 +98,57 @@ def build(findings: Findings, sources: Sources, provenance: Provenance) -> Datas
     return whole
 
 
-def _outline(
+def outline(
+    output: str,
     found: Sequence[NumberedSegment],
     sources: Sources,
     provenance: Provenance,
     place: Geometry,
-    form: hd.seg.SegmentationTypeValues,
-) -> Segmentation:
-    """Let highdicom make the object with a single frame, of a single voxel, of the first segment."""
+    overlap: str,
+    **form: Any,
+) -> tuple[Dataset, Dataset]:
+    """Make a segmentation without frames: by highdicom, with a single frame, of a single voxel, which is taken out.
+
+    Args:
+        output: which of the result's it is.
+        found: its segments.
+        sources: the images that it lies on.
+        provenance: who made it, and under which identifiers.
+        place: where the images lie.
+        overlap: Segments Overlap (0062,0013).
+        **form: what highdicom has to know beside: the segmentation type, the content's label and description.
+
+    Returns:
+        The object, and the functional groups of the frame, for `put_frames`.
+    """
     described = [describe(numbered, provenance) for numbered in found]
-    # It looks for each segment that it knows of: of many, two stand for all in a binary one.
-    known = described if form is LABELMAP else described[:2]
+    # It looks for each segment that it knows of: of many, two stand for all where voxels are no numbers of segments.
+    known = described if form["segmentation_type"] is LABELMAP else described[:2]
     made = Segmentation(
         source_images=[stand_in(sources, provenance, place)],
         pixel_array=np.ones((1, 1, 1), np.uint8),
-        segmentation_type=form,
         segment_descriptions=known,
-        series_instance_uid=provenance.uid("seg", "series"),
-        series_number=provenance.series_number("seg"),
-        sop_instance_uid=provenance.uid("seg", "instance"),
+        series_instance_uid=provenance.uid(output, "series"),
+        series_number=provenance.series_number(output),
+        sop_instance_uid=provenance.uid(output, "instance"),
         instance_number=1,
-        content_label="SEGMENTATION",
-        content_description=f"Segmentation by {provenance.algorithm.name}"[:64],
         content_creator_name="dicomai^",
         transfer_syntax_uid=ExplicitVRLittleEndian,
         **equipment(provenance),
+        **form,
     )
     if known is not described:
         made.SegmentSequence = described
-    return made
+    made.Rows, made.Columns = sources.header.Rows, sources.header.Columns
+    made.SegmentsOverlap = overlap
+    pattern = take_frame(made)
+    del made.PixelData
+    name_dimensions(made, provenance.uid(output, "dimensions"))
+    say_lossy(made, sources)
+    # Viewers sort by it. Laterality stays with the sources: in a segmentation validators take it for a fault.
+    if sources.header.get("BodyPartExamined"):
+        carry(made, sources.header, "BodyPartExamined")
+    return finish(made, sources, provenance, output), pattern
 
 
 def describe(numbered: NumberedSegment, provenance: Provenance) -> SegmentDescription:
