@@ -4,7 +4,6 @@ The peers are real SCPs that answer C-FIND as some archives do.
 """
 
 import json
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
@@ -30,6 +29,7 @@ from tests.archive import SEG, SR, Archive, audited, classes, data_set, delivery
 from tests.beds import Bed, route
 from tests.dimse import HOST
 from tests.synthetic import encode, series
+from tests.web import served
 
 STUDY = "1.2.826.0.1.3680043.10.1"
 OURS = {"PatientID": "P0", "PatientName": "Müller^Jörg", "PatientBirthDate": "19501231"}
@@ -442,16 +442,14 @@ class web:  # noqa: N801  used as a context manager
             type="dicomweb", name="pacs", url=f"http://{HOST}:{self.server.server_address[1]}", **keys
         )
         self.destination = Dicomweb(entry, timeout=5.0)
-        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
+        self._served = served(self.server)
 
     def __enter__(self) -> tuple[Dicomweb, list[str]]:
-        self.thread.start()
+        self._served.__enter__()
         return self.destination, self.calls
 
-    def __exit__(self, *_: object) -> None:
-        self.server.shutdown()
-        self.thread.join()
-        self.server.server_close()
+    def __exit__(self, *raised: Any) -> None:
+        self._served.__exit__(*raised)
 
 
 def _json(ds: Dataset) -> dict[str, Any]:

@@ -40,6 +40,7 @@ from tests.integration.test_delivery import analysed, delivery
 from tests.integration.test_destinations import changed, outgoing, whole
 from tests.integration.test_dicomweb import TOKEN, Web
 from tests.synthetic import encode, series
+from tests.web import send, served
 
 (ONE,) = outgoing(1)
 SECRET, PASSWORD = "a.secret", "geheim ß"
@@ -113,18 +114,8 @@ class Stub:
 @pytest.fixture
 def stub() -> Iterator[Stub]:
     made = Stub()
-    thread = threading.Thread(target=made.server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield made
-    made.server.shutdown()
-    thread.join()
-    made.server.server_close()
-
-
-def send(destination: Dicomweb, *objects: Outgoing) -> list[tuple[str, int, str]]:
-    accepted: list[tuple[str, int, str]] = []
-    destination.send(objects, lambda o, status, meaning: accepted.append((o.sop_instance_uid, status, meaning)))
-    return accepted
+    with served(made.server):
+        yield made
 
 
 def data_set(file: bytes) -> bytes:

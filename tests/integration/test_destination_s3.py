@@ -7,7 +7,6 @@ import socket
 import struct
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -37,6 +36,7 @@ from tests.archive import delivery
 from tests.beds import Bed
 from tests.dimse import HOST, free_port
 from tests.synthetic import encode, series
+from tests.web import send, served
 
 SECRET = "of/the+node"  # noqa: S105
 (DS,) = series(shape=(1, 300, 300))  # 180 kB: several blocks
@@ -149,18 +149,8 @@ def entry(port: int, **keys: Any) -> S3Destination:
 @pytest.fixture
 def bucket() -> Iterator[Bucket]:
     made = Bucket()
-    thread = threading.Thread(target=made.server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield made
-    made.server.shutdown()
-    thread.join()
-    made.server.server_close()
-
-
-def send(destination: S3, *objects: Outgoing) -> list[tuple[str, int, str]]:
-    accepted: list[tuple[str, int, str]] = []
-    destination.send(objects, lambda o, status, meaning: accepted.append((o.sop_instance_uid, status, meaning)))
-    return accepted
+    with served(made.server):
+        yield made
 
 
 ACCEPTED = [(ONE.sop_instance_uid, 0x0000, "")]

