@@ -8,16 +8,16 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 
-from dicomai.config.sections import _HOST, AETitle, Name, Port, Seconds, _each_once, _Section
+from dicomai.config.sections import HOST, AETitle, Name, Port, Seconds, Section, each_once
 from dicomai.profiles import Profile
 
 _FIND = "1.2.840.10008.5.1.4.1.2.2.1"  # Study Root Query/Retrieve Information Model
 _COMMITMENT = "1.2.840.10008.1.20.1"  # Storage Commitment Push Model
 
-AETitles = Annotated[tuple[AETitle, ...], AfterValidator(_each_once)]
+AETitles = Annotated[tuple[AETitle, ...], AfterValidator(each_once)]
 
 
-class DicomDestination(_Section):
+class DicomDestination(Section):
     """`[[destination]]` of type `dicom`: C-STORE to an AE."""
 
     type: Literal["dicom"]
@@ -56,7 +56,7 @@ class DicomDestination(_Section):
         return {uid: key for uid, some in keys.items() for key in [k for k, is_set in some.items() if is_set][:1]}
 
 
-class FolderDestination(_Section):
+class FolderDestination(Section):
     """`[[destination]]` of type `folder`: DICOM files in a folder."""
 
     type: Literal["folder"]
@@ -72,7 +72,7 @@ class FolderDestination(_Section):
         return (self.type, str(self.path.resolve()))
 
 
-class DicomwebDestination(_Section):
+class DicomwebDestination(Section):
     """`[[destination]]` of type `dicomweb`: STOW-RS to an origin server."""
 
     type: Literal["dicomweb"]
@@ -97,7 +97,7 @@ class DicomwebDestination(_Section):
     @field_validator("url")
     @classmethod
     def _base_url(cls, value: str) -> str:
-        if not re.fullmatch(rf"https?://({_HOST})(:[0-9]{{1,5}})?(/[A-Za-z0-9._~%:@/-]*)?", value):
+        if not re.fullmatch(rf"https?://({HOST})(:[0-9]{{1,5}})?(/[A-Za-z0-9._~%:@/-]*)?", value):
             raise ValueError("this is no base URL of DICOMweb services such as 'https://pacs.example/dicom-web'")
         if urlsplit(value).port == 0:  # which raises a ValueError of its own over 65535
             raise ValueError("there is no port 0")
@@ -136,7 +136,7 @@ class DicomwebDestination(_Section):
         return not self.tls and bool(self.token.get_secret_value() or self.user)
 
 
-class SftpDestination(_Section):
+class SftpDestination(Section):
     """`[[destination]]` of type `sftp`: DICOM files in a folder of an SSH server."""
 
     type: Literal["sftp"]
@@ -164,7 +164,7 @@ class SftpDestination(_Section):
         return self
 
 
-class S3Destination(_Section):
+class S3Destination(Section):
     """`[[destination]]` of type `s3`: DICOM files as objects in a bucket."""
 
     type: Literal["s3"]
@@ -188,7 +188,7 @@ class S3Destination(_Section):
     @field_validator("url")
     @classmethod
     def _endpoint(cls, value: str) -> str:
-        if not re.fullmatch(rf"https?://({_HOST})(:[0-9]{{1,5}})?/?", value) or urlsplit(value).port == 0:
+        if not re.fullmatch(rf"https?://({HOST})(:[0-9]{{1,5}})?/?", value) or urlsplit(value).port == 0:
             raise ValueError("this is no URL of a server such as 'https://s3.example', without the bucket")
         return value.rstrip("/")
 

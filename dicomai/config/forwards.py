@@ -4,11 +4,11 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from dicomai.config.sections import Name, Names, Patterns, _each_once, _Section
+from dicomai.config.sections import Name, Names, Patterns, Section, each_once
 from dicomai.forwarding import Deidentify, Retain
 
 
-class ForwardSettings(_Section):
+class ForwardSettings(Section):
     """`[[forward]]`: which of the images that came go on, and where to."""
 
     name: Name
@@ -16,7 +16,7 @@ class ForwardSettings(_Section):
     exclude: Patterns = Field(default_factory=dict)
     destinations: Names = ()
     deidentify: Deidentify = Deidentify.NONE
-    retain: Annotated[tuple[Retain, ...], AfterValidator(_each_once)] = ()
+    retain: Annotated[tuple[Retain, ...], AfterValidator(each_once)] = ()
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -31,7 +31,8 @@ def _ae_title(value: str) -> str:
     return value.strip()
 
 
-def _each_once(value: tuple[str, ...]) -> tuple[str, ...]:
+def each_once(value: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse an entry that stands there twice."""
     twice = sorted({entry for entry in value if value.count(entry) > 1})
     if twice:
         raise ValueError(f"'{twice[0]}' stands there twice")
@@ -49,7 +50,7 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=64)]
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # the name of a folder in `models`
-Names = Annotated[tuple[Name, ...], AfterValidator(_each_once)]
+Names = Annotated[tuple[Name, ...], AfterValidator(each_once)]
 
 # What no pattern can be held against: nested data sets and bulk data.
 _NOT_TEXT = frozenset({VR.SQ, VR.OB, VR.OD, VR.OF, VR.OL, VR.OV, VR.OW, VR.UN, VR.OB_OW})
@@ -72,14 +73,17 @@ def _patterns(value: dict[str, str]) -> dict[str, str]:
 Patterns = Annotated[dict[str, str], AfterValidator(_patterns)]
 
 _LABEL = r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}"
-_HOST = rf"{_LABEL}(\.{_LABEL})*\.?|\[[0-9A-Fa-f:.]+\]"
+HOST = rf"{_LABEL}(\.{_LABEL})*\.?|\[[0-9A-Fa-f:.]+\]"
+"""A host name, or an address of IPv6 in brackets."""
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A table of the configuration: frozen, and with no key that is not known."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class NodeSettings(_Section):
+class NodeSettings(Section):
     """`[node]`: who this node is and where it keeps its things."""
 
     ae_title: AETitle = "DICOMAI"
@@ -114,7 +118,7 @@ class NodeSettings(_Section):
         return self.worklist or f"sqlite:///{self.storage.absolute() / 'worklist.db'}"
 
 
-class ReceiverSettings(_Section):
+class ReceiverSettings(Section):
     """`[receiver]`: who may send, how much, and when a series is complete."""
 
     allow: tuple[str, ...] = ()
@@ -144,10 +148,10 @@ class ReceiverSettings(_Section):
                     ipaddress.ip_network(network)
                 except ValueError as error:
                     raise ValueError(f"'{entry}': {error}; write such as 'PACS@10.1.0.0/16'") from error
-        return _each_once(value)
+        return each_once(value)
 
 
-class TlsSettings(_Section):
+class TlsSettings(Section):
     """`[tls]`: certificates, as PEM files; read again when they change."""
 
     certificate: Path | None = None
@@ -163,7 +167,7 @@ class TlsSettings(_Section):
         return self
 
 
-class UserSettings(_Section):
+class UserSettings(Section):
     """`[[user]]`: a user name that senders show, and the hash of the passcode that goes with it."""
 
     name: Name
@@ -177,7 +181,7 @@ class UserSettings(_Section):
         return value
 
 
-class WorkerSettings(_Section):
+class WorkerSettings(Section):
     """`[worker]`: inference."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -186,7 +190,7 @@ class WorkerSettings(_Section):
     threads: Annotated[int, Field(ge=1)] = Field(default_factory=lambda: min(8, os.cpu_count() or 1))
 
 
-class DeliverySettings(_Section):
+class DeliverySettings(Section):
     """`[delivery]`: how results are sent, and how long it is tried."""
 
     first_wait: Seconds = 10.0
@@ -195,7 +199,7 @@ class DeliverySettings(_Section):
     timeout: Seconds = 30.0
 
 
-class ConsoleSettings(_Section):
+class ConsoleSettings(Section):
     """`[console]`: the web page, and DICOMweb."""
 
     host: str = "127.0.0.1"
@@ -233,7 +237,7 @@ class ConsoleSettings(_Section):
             return False  # some other name, which may be anywhere
 
 
-class SourceSettings(_Section):
+class SourceSettings(Section):
     """`[[source]]`: a system that images come from, and how it can be called."""
 
     name: Name
@@ -246,7 +250,7 @@ class SourceSettings(_Section):
     counts: bool = False
 
 
-class RouteSettings(_Section):
+class RouteSettings(Section):
     """`[[route]]`: what to run on which images, and where the results go."""
 
     OUTPUTS: ClassVar[frozenset[str]] = frozenset(
@@ -284,7 +288,7 @@ class RouteSettings(_Section):
         unknown = set(value) - cls.OUTPUTS
         if unknown or not value:
             raise ValueError(f"outputs are some of {sorted(cls.OUTPUTS)}, not {sorted(unknown) or 'none'}")
-        return _each_once(value)
+        return each_once(value)
 
     @model_validator(mode="after")
     def _compares_in_a_report(self) -> Self:
